@@ -1,0 +1,7 @@
+"""jaxseg: learning to segment with generative models, from few labels."""
+
+from jaxseg import _xla_flags
+
+__version__ = '0.1.0'
+
+_xla_flags.set_for_cpu()

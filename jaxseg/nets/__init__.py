@@ -1,0 +1,1 @@
+"""What is learned: Linen modules and nothing else."""
