@@ -1,0 +1,384 @@
+"""SemanticGAN, stage 1: one generator of images with their labels.
+
+Li et al., Semantic Segmentation with Generative Models: Semi-Supervised
+Learning and Strong Out-of-Domain Generalization (CVPR 2021), section 3.2:
+L_Dr and L_Dm (equations 2 and 3), L_G (equation 4). Where the published
+implementation adds to the paper (hinge loss and feature matching for D_m, the
+stop-gradient, lazy regularisation), the default follows it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxseg.errors import UserError
+from jaxseg.losses import gan, segmentation
+from jaxseg.method import (
+  Method, TrainState, ema_decay, ema_update, new_state, update,
+)
+from jaxseg.methods import diffaugment
+from jaxseg.nets import discriminators, stylegan2
+from jaxseg.parallel import split_batch
+
+# Softmax temperature of unbounded label outputs, as in the published encoder.
+TEMPERATURE = 0.1
+
+
+class Networks(NamedTuple):
+  """The modules; their parameters are in TrainState.params."""
+
+  g: stylegan2.Generator
+  d_r: stylegan2.Discriminator
+  d_m: discriminators.MultiscaleDiscriminator
+
+
+def networks(
+  num_classes: int, resolution: int, channels: int, *, w_dim: int = 512,
+  mapping_depth: int = 8, channel_multiplier: float = 2.0,
+  channel_max: int = 512, d_m_width: int = 64, d_m_scales: int = 3,
+  dtype: str = 'float32', **_,
+) -> Networks:
+  """Builds the modules from `make`'s arguments; the others are ignored."""
+  width = dict(
+    channel_multiplier=channel_multiplier, channel_max=channel_max, dtype=dtype
+  )
+  return Networks(
+    stylegan2.Generator(
+      resolution, channels, num_classes, w_dim, mapping_depth, **width
+    ),
+    stylegan2.Discriminator(resolution, **width),
+    discriminators.MultiscaleDiscriminator(d_m_scales, d_m_width, dtype),
+  )
+
+
+def label_map(logits: jax.Array, label_output: str) -> jax.Array:
+  """The generator's label as D_m sees it: logits, or 2 softmax - 1."""
+  if label_output == 'logits':
+    return logits
+  return 2 * jax.nn.softmax(logits) - 1
+
+
+def label_temperature(label_output: str) -> float:
+  """Softmax temperature that turns the label output into probabilities."""
+  return TEMPERATURE if label_output == 'logits' else 1.0
+
+
+def mean_w(g: stylegan2.Generator, params, n: int = 4096) -> jax.Array:
+  """Mean w [w_dim] over n fixed draws of z."""
+  z = jax.random.normal(jax.random.key(0), (n, g.w_dim))
+  return g.apply({'params': params}, z, method='mapping').mean(0)
+
+
+def fixed_noise(resolution: int) -> list[jax.Array]:
+  """The noise maps [1, h, w, 1] that every prediction shares."""
+  return stylegan2.make_noise(jax.random.key(1), 1, resolution)
+
+
+def make(
+  *,
+  num_classes: int,
+  resolution: int,
+  channels: int,
+  # Networks; the defaults are the paper's.
+  w_dim: int = 512,
+  mapping_depth: int = 8,
+  channel_multiplier: float = 2.0,  # channels(r) = min(max, m 16384 / r)
+  channel_max: int = 512,
+  d_m_width: int = 64,
+  d_m_scales: int = 3,
+  dtype: str = 'float32',  # of the convolutions; 'bfloat16' on TPU and GPU
+  label_output: str = 'logits',  # D_m sees logits, or 'softmax' in [-1, 1]
+  # Optimisers: Adam.
+  lr_g: float = 0.002,
+  lr_d: float = 0.002,
+  b1: float = 0.0,
+  b2: float = 0.99,
+  lazy_adam: bool = True,  # scale lr and betas by every / (every + 1)
+  # Losses and regularisers; gamma and weights as in the papers.
+  d_m_weight: float = 1.0,  # of D_m's part of the generator's loss
+  feature_matching: float = 2.0,
+  stop_gradient: bool = True,  # D_m does not shape the image branch
+  r1_gamma: float = 10.0,  # on D_r
+  r1_gamma_m: float = 10.0,  # on D_m
+  r1_every: int = 16,  # steps; lazy regularisation
+  path_weight: float = 2.0,
+  path_every: int = 4,  # steps; 0: off
+  path_batch_shrink: int = 2,
+  mixing: float = 0.9,  # probability of two styles in one image
+  ema_half_life: float = 10_000.0,  # images
+  diffaugment_policy: str = '',  # e.g. 'translation,cutout'; '': off
+  truncation: float = 0.7,  # psi of sample()
+) -> Method:
+  """The GAN stage; see the signature for what each argument does.
+
+  The unlabelled batch trains D_r, the labelled one D_m. A void pixel of a
+  real label is 0 in every channel of D_m's input, and so is the same pixel of
+  the fake it is compared with: void then tells D_m nothing about which of the
+  two is real, and the generator gets no gradient there.
+
+  Raises:
+    UserError: an argument outside its choices.
+  """
+  if label_output not in ('logits', 'softmax'):
+    raise UserError(
+      f"label_output is {label_output!r}, must be 'logits' or 'softmax'."
+    )
+  diffaugment.check(diffaugment_policy)
+  g, d_r, d_m = networks(**locals())
+  tx = _optimizers(lr_g, lr_d, b1, b2, lazy_adam, r1_every, path_every)
+
+  def init(rng, previous=None) -> TrainState:
+    del previous
+    keys = jax.random.split(rng, 4)
+    image = jnp.zeros((1, resolution, resolution, channels))
+    label = jnp.zeros((1, resolution, resolution, num_classes))
+    noise = stylegan2.make_noise(keys[3], 1, resolution)
+    d_m_variables = d_m.init(keys[2], image, label)
+    params = {
+      'g': g.init(keys[0], jnp.zeros((1, w_dim)), noise)['params'],
+      'd_r': d_r.init(keys[1], image)['params'],
+      'd_m': d_m_variables['params'],
+    }
+    zero = jnp.zeros(())
+    extra = {
+      'spectral': d_m_variables['spectral'],
+      'path_mean': zero,
+      'lazy': {'r1': zero, 'r1_m': zero, 'path': zero},
+    }
+    return new_state(rng, params, tx, ema={'g': params['g']}, extra=extra)
+
+  def draw_codes(params, rng, n):
+    """W+ codes of n fresh z, some with two styles."""
+    k1, k2, k3, k4 = jax.random.split(rng, 4)
+    z = split_batch(jax.random.normal(k1, (2 * n, w_dim)))
+    w = g.apply({'params': params}, z, method='mapping')
+    latents = stylegan2.num_latents(resolution)
+    crossover = jax.random.randint(k2, (n,), 1, latents)
+    mix = jax.random.bernoulli(k3, mixing, (n,))
+    crossover = jnp.where(mix, crossover, latents)
+    w_plus = stylegan2.mix_styles(w[:n], w[n:], crossover, resolution)
+    return w_plus, split_batch(stylegan2.make_noise(k4, n, resolution))
+
+  def generate(params, rng, n):
+    w_plus, noise = draw_codes(params, rng, n)
+    image, logits = g.apply(
+      {'params': params}, w_plus, noise, method='synthesize'
+    )
+    return image, label_map(logits, label_output)
+
+  def score_pairs(params, spectral, image, label, update=False):
+    """D_m's outputs, and its power iteration vectors."""
+    variables = {'params': params, 'spectral': spectral}
+    if not update:
+      return d_m.apply(variables, image, label), spectral
+    outputs, new = d_m.apply(
+      variables, image, label, update=True, mutable=['spectral']
+    )
+    return outputs, new['spectral']
+
+  augment = lambda rng, image, label=None: diffaugment.augment(
+    rng, diffaugment_policy, image, label
+  )
+
+  def update_d_r(state, rng, real, fake):
+    real = augment(jax.random.fold_in(rng, 0), real)[0]
+    fake = augment(jax.random.fold_in(rng, 1), fake)[0]
+
+    def loss_fn(params):
+      score = lambda x: d_r.apply({'params': params}, x)
+      real_score, fake_score = score(real), score(fake)
+      return gan.logistic_d(real_score, fake_score), {
+        'd_r_real': real_score.mean(), 'd_r_fake': fake_score.mean(),
+      }
+
+    def penalty(params):
+      score = lambda x: d_r.apply({'params': params}, x)
+      return gan.r1_penalty(score, real)
+
+    return _regularized_update(
+      state, 'd_r', tx, loss_fn, penalty, r1_gamma / 2, r1_every, 'r1'
+    )
+
+  def update_d_m(state, rng, batch, real_label, fake, fake_label):
+    image, real_label = augment(
+      jax.random.fold_in(rng, 0), batch['image'], real_label
+    )
+    fake, fake_label = augment(jax.random.fold_in(rng, 1), fake, fake_label)
+
+    def loss_fn(params):
+      m = image.shape[0]
+      outputs, spectral = score_pairs(
+        params, state.extra['spectral'], jnp.concatenate([image, fake]),
+        jnp.concatenate([real_label, fake_label]), update=True,
+      )
+      scores = discriminators.scores(outputs)
+      real_score = [s[:m] for s in scores]
+      fake_score = [s[m:] for s in scores]
+      return gan.hinge_d(real_score, fake_score), {
+        'd_m_real': sum(s.mean() for s in real_score) / len(scores),
+        'd_m_fake': sum(s.mean() for s in fake_score) / len(scores),
+        'spectral': spectral,
+      }
+
+    def penalty(params):
+      def score(x, y):
+        outputs, _ = score_pairs(params, state.extra['spectral'], x, y)
+        return gan.patch_mean(discriminators.scores(outputs))
+
+      return gan.r1_penalty(score, image, real_label)
+
+    state, metrics = _regularized_update(
+      state, 'd_m', tx, loss_fn, penalty, r1_gamma_m / 2, r1_every, 'r1_m'
+    )
+    extra = {**state.extra, 'spectral': metrics.pop('spectral')}
+    return state.replace(extra=extra), metrics
+
+  def generator_loss(params, state, rng, batch, real_label, n):
+    m = batch['image'].shape[0]
+    image, label = generate(params, jax.random.fold_in(rng, 0), n)
+    seen = augment(jax.random.fold_in(rng, 1), image)[0]
+    adversarial_r = gan.logistic_g(
+      d_r.apply({'params': state.params['d_r']}, seen)
+    )
+    valid = segmentation.valid_pixels(batch['label'])[..., None]
+    pair_image, pair_label = image[:m], label[:m] * valid
+    if stop_gradient:
+      # Keeps D_m, trained on few labels, from over-fitting the images.
+      pair_image = jax.lax.stop_gradient(pair_image)
+    key = jax.random.fold_in(rng, 2)
+    d_m_params = state.params['d_m'], state.extra['spectral']
+    fake, _ = score_pairs(*d_m_params, *augment(key, pair_image, pair_label))
+    real, _ = score_pairs(
+      *d_m_params, *augment(key, batch['image'], real_label)
+    )
+    adversarial_m = gan.hinge_g(discriminators.scores(fake))
+    matching = gan.feature_matching(real, fake)
+    loss = adversarial_r + d_m_weight * (
+      adversarial_m + feature_matching * matching
+    )
+    return loss, {
+      'g_r': adversarial_r, 'g_m': adversarial_m, 'matching': matching
+    }
+
+  def path_penalty(params, rng, n, mean):
+    w_plus, noise = draw_codes(params, jax.random.fold_in(rng, 0), n)
+    synthesize = lambda w: g.apply(
+      {'params': params}, w, noise, method='synthesize'
+    )[0]
+    y = split_batch(jax.random.normal(
+      jax.random.fold_in(rng, 1), (n, resolution, resolution, channels)
+    ))
+    penalty, new_mean, _ = gan.path_length_penalty(synthesize, w_plus, y, mean)
+    return path_weight * path_every * penalty, (penalty, new_mean)
+
+  def update_g(state, rng, batch, real_label, n):
+    grads, metrics = jax.grad(generator_loss, has_aux=True)(
+      state.params['g'], state, jax.random.fold_in(rng, 0), batch, real_label, n
+    )
+    extra = dict(state.extra)
+    if path_every:
+      mean, last = extra['path_mean'], extra['lazy']['path']
+      shrunk = max(1, n // path_batch_shrink)
+
+      def with_path():
+        grad, (penalty, new_mean) = jax.grad(path_penalty, has_aux=True)(
+          state.params['g'], jax.random.fold_in(rng, 1), shrunk, mean
+        )
+        return jax.tree.map(jnp.add, grads, grad), penalty, new_mean
+
+      grads, penalty, mean = jax.lax.cond(
+        state.step % path_every == 0, with_path, lambda: (grads, last, mean)
+      )
+      extra['path_mean'] = mean
+      extra['lazy'] = {**extra['lazy'], 'path': penalty}
+    params, opt_state = update(
+      tx['g'], grads, state.opt_state['g'], state.params['g']
+    )
+    decay = ema_decay(n, ema_half_life)
+    return state.replace(
+      params={**state.params, 'g': params},
+      opt_state={**state.opt_state, 'g': opt_state},
+      ema={'g': ema_update(state.ema['g'], params, decay)},
+      extra=extra,
+    ), metrics
+
+  def train_step(state, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    k_fake, k_r, k_m, k_g = jax.random.split(rng, 4)
+    unlabelled = batch.get('unlabelled', batch['image'])
+    m, n = batch['image'].shape[0], unlabelled.shape[0]
+    real_label = segmentation.signed_one_hot(batch['label'], num_classes)
+    valid = segmentation.valid_pixels(batch['label'])[..., None]
+    fake, fake_label = jax.lax.stop_gradient(
+      generate(state.params['g'], k_fake, max(m, n))
+    )
+    state, metrics_r = update_d_r(state, k_r, unlabelled, fake[:n])
+    state, metrics_m = update_d_m(
+      state, k_m, batch, real_label, fake[:m], fake_label[:m] * valid
+    )
+    state, metrics_g = update_g(state, k_g, batch, real_label, max(m, n))
+    metrics = {**metrics_r, **metrics_m, **metrics_g, **state.extra['lazy']}
+    return state.replace(step=state.step + 1), metrics
+
+  def sample(state, rng, n):
+    params = state.ema['g']
+    z = jax.random.normal(rng, (n, w_dim))
+    w = g.apply({'params': params}, z, method='mapping')
+    w = stylegan2.truncate(w, mean_w(g, params), truncation)
+    image, logits = g.apply(
+      {'params': params}, stylegan2.broadcast_w(w, resolution),
+      fixed_noise(resolution), method='synthesize',
+    )
+    return image, jax.nn.softmax(logits / label_temperature(label_output))
+
+  def pictures(state, batch):
+    image, probabilities = sample(
+      state, jax.random.key(0), batch['image'].shape[0]
+    )
+    return {'sample': image, 'sample_label': probabilities.argmax(-1)}
+
+  return Method(init, train_step, sample=sample, pictures=pictures)
+
+
+def _optimizers(lr_g, lr_d, b1, b2, lazy, r1_every, path_every):
+  """Adam for each network; lazy ratios as in Karras et al. 2020, appendix B."""
+
+  def adam(lr, every):
+    c = every / (every + 1) if lazy and every > 0 else 1.0
+    return optax.adam(lr * c, b1=b1**c, b2=b2**c, eps=1e-8)
+
+  return {
+    'g': adam(lr_g, path_every),
+    'd_r': adam(lr_d, r1_every),
+    'd_m': adam(lr_d, r1_every),
+  }
+
+
+def _regularized_update(
+  state, name, tx, loss_fn, penalty, weight, every, metric
+):
+  """One update of a discriminator; the penalty joins in every few steps."""
+  params = state.params[name]
+  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+  def regularized():
+    value, grad = jax.value_and_grad(penalty)(params)
+    factor = weight * every
+    return jax.tree.map(lambda a, b: a + factor * b, grads, grad), value
+
+  if weight > 0:
+    grads, value = jax.lax.cond(
+      state.step % every == 0,
+      regularized,
+      lambda: (grads, state.extra['lazy'][metric]),
+    )
+    lazy = {**state.extra['lazy'], metric: value}
+    state = state.replace(extra={**state.extra, 'lazy': lazy})
+  new_params, opt_state = update(tx[name], grads, state.opt_state[name], params)
+  state = state.replace(
+    params={**state.params, name: new_params},
+    opt_state={**state.opt_state, name: opt_state},
+  )
+  return state, {name: loss, **metrics}
