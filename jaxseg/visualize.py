@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-VOID = 255
-VOID_COLOR = (255, 255, 255)
+from jaxseg.data.images import VOID, VOID_COLOUR, write_atomically
+
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
@@ -45,7 +45,7 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
   """Paints class ids.
 
   Args:
-    label: integers [..., H, W]; 255 = void, painted white.
+    label: integers [..., H, W]; 255 = void, painted a pale grey.
     palette: uint8 [K, 3].
 
   Returns:
@@ -62,7 +62,7 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
       f'class ids {known.min()} to {known.max()} do not fit a palette of '
       f'{len(palette)} colours'
     )
-  table = np.full((256, 3), VOID_COLOR, np.uint8)
+  table = np.full((256, 3), VOID_COLOUR, np.uint8)
   table[: min(len(palette), VOID)] = palette[:VOID]
   return table[label]
 
@@ -243,18 +243,10 @@ def encode(image: np.ndarray, kind: str = 'PNG') -> bytes:
   return buffer.getvalue()
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Writes a file whole or not at all; makes its folder."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  temporary.write_bytes(data)
-  os.replace(temporary, path)
-
-
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-  """Writes a uint8 image as PNG, whole or not at all."""
-  write_bytes(path, encode(image))
+  """Writes a uint8 image as PNG, whole or not at all; makes its folder."""
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  write_atomically(path, encode(image))
 
 
 def _border(label):

@@ -28,7 +28,7 @@ def test_colorize_paints_each_class_and_void():
   label = np.array([[0, 1], [2, 255]], np.int32)
   np.testing.assert_array_equal(
     visualize.colorize(label, PALETTE),
-    [[[0, 0, 0], [200, 0, 0]], [[0, 100, 50], [255, 255, 255]]],
+    [[[0, 0, 0], [200, 0, 0]], [[0, 100, 50], [224, 224, 192]]],
   )
   with pytest.raises(ValueError, match='palette of 3'):
     visualize.colorize(np.array([[3]]), PALETTE)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-VOID = 255  # pixels with this label are not scored
+from jaxseg.data.images import VOID
 
 
 def class_counts(
