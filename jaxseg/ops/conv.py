@@ -43,8 +43,10 @@ def conv2d(
     return lax.conv_general_dilated(
       x, kernel, (stride, stride), ((low, high),) * 2, dimension_numbers=LAYOUT
     )
-  if k == 1 and stride == 1 and low == high == 0:
-    return jnp.einsum('nhwi,io->nhwo', x, kernel[0, 0])
+  if k == 1 and low == high == 0:
+    return jnp.einsum(
+      'nhwi,io->nhwo', x[:, ::stride, ::stride], kernel[0, 0]
+    )
   size = tuple(x.shape[1:3])
   out = tuple((s + low + high - k) // stride + 1 for s in size)
   return _conv(_Geometry(k, stride, low, size, out), x, kernel)
@@ -142,7 +144,7 @@ def _transpose_by_phases(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_grad(geo: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
   """Adjoint of conv in w: [N, *size, I], [N, *out, O] -> [k, k, I, O]."""
-  if geo.stride == 1:
+  if geo.stride == 1 and geo.k <= 3:
     # Images and channels change places, written out: XLA's CPU backend only
     # recognises a convolution inside a loop or a branch in this plain layout.
     pads = [
@@ -154,7 +156,7 @@ def _kernel_grad(geo: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
       pads, dimension_numbers=LAYOUT,
     )
     return jnp.transpose(y, (1, 2, 0, 3))
-  # With stride 2, one product per tap beats XLA's dilated convolution.
+  # With stride 2 or a large kernel, one product per tap beats a convolution.
   high = [
     max(0, (o - 1) * geo.stride + geo.k - geo.low - s)
     for s, o in zip(geo.size, geo.out, strict=True)
