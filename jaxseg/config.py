@@ -7,11 +7,16 @@ are refused.
 """
 
 import inspect
+import math
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import methods
+from jaxseg.errors import UserError, friendly
+
+RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 
 
 def default() -> ConfigDict:
@@ -81,7 +86,7 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   c.args = ConfigDict({
     name: p.default
     for name, p in signature.parameters.items()
-    if p.default is not p.empty and name != 'gan'
+    if p.default is not p.empty
   })
   for key, value in overrides.items():
     group = c if key in c else c.args
@@ -101,3 +106,79 @@ def add_stages(config: ConfigDict, **stages: ConfigDict) -> ConfigDict:
     for name, fields in stages.items():
       config[name] = fields
   return config.lock()
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that cannot work, before anything expensive starts.
+
+  Raises:
+    UserError: names the field, what it is and what it must be.
+  """
+  size = config.data.resolution
+  if size not in RESOLUTIONS:
+    raise UserError(
+      f'config.data.resolution is {size}, must be a power of two from '
+      f'{RESOLUTIONS[0]} to {RESOLUTIONS[-1]}; '
+      f'{min(RESOLUTIONS, key=lambda r: abs(r - size))} is the nearest.'
+    )
+  if config.data.channels not in (1, 3):
+    raise UserError(
+      f'config.data.channels is {config.data.channels}, must be 1 (grey) or 3 '
+      '(RGB).'
+    )
+  if not config.stages:
+    raise UserError(
+      'config.stages is empty; a config adds stages with add_stages(), as '
+      'configs/quickstart.py does.'
+    )
+  for i, name in enumerate(config.stages):
+    fields = config[name]
+    if fields.init_from and fields.init_from not in config.stages[:i]:
+      raise UserError(
+        f'config.{name}.init_from is {fields.init_from!r}, must be an earlier '
+        f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
+      )
+  _check_numbers(config, 'config')
+
+
+_AT_LEAST_ONE = ('total_steps', 'batch_size', 'log_every', 'keep_checkpoints')
+_MAY_BE_NEGATIVE = ('mesh.data',)
+
+
+def _check_numbers(fields: ConfigDict, path: str) -> None:
+  """Every number is finite and not negative; counts are at least 1."""
+  for name, value in fields.items():
+    where = f'{path}.{name}'
+    if isinstance(value, ConfigDict):
+      _check_numbers(value, where)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+      continue
+    elif not math.isfinite(value):
+      raise UserError(f'{where} is {value}, must be a finite number.')
+    elif value < (name in _AT_LEAST_ONE) and not where.endswith(
+      _MAY_BE_NEGATIVE
+    ):
+      least = 'at least 1' if name in _AT_LEAST_ONE else '0 or more'
+      raise UserError(f'{where} is {value}, must be {least}.')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's flag parser, its errors turned into one sentence and exit code 2.
+
+  For `app.run(main, flags_parser=parse_flags)`: a misspelt field, a wrong
+  type or a missing config file then ends without a traceback.
+  """
+  with friendly():
+    try:
+      return flags.FLAGS(tuple(argv))
+    except FileNotFoundError as error:
+      raise UserError(
+        f'--config: {error.filename or error} does not exist; the configs are '
+        'in configs/, e.g. --config=configs/quickstart.py.'
+      ) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+      message = ' '.join(str(error).split()).strip('"\'')
+      raise UserError(
+        f'{message} Fields and their defaults are listed in jaxseg/config.py; '
+        'the method\'s own in the signature of its make().'
+      ) from error

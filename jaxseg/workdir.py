@@ -1,0 +1,225 @@
+"""What a training run leaves on disk, and how to open it again.
+
+WORKDIR/
+  config.json  splits.json  classes.json  timing.json
+  STAGE/checkpoints/  STAGE/metrics.jsonl  STAGE/samples/  (and TensorBoard)
+  evaluation/  metrics.json, table.md, report.html, overlays/
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoints, parallel
+from jaxseg.data.images import write_atomically
+from jaxseg.errors import UserError
+from jaxseg.method import Method, TrainState
+from jaxseg.methods import METHODS
+
+# Fields that may differ when a run is continued: they change neither the
+# model nor what a step computes.
+FREE_FIELDS = ('eval.', 'mesh.', 'compilation_cache', 'data.cache')
+FREE_STAGE_FIELDS = (
+  'total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
+  'picture_every', 'label',
+)  # fmt: skip
+
+
+class Stage(NamedTuple):
+  """One trained stage.
+
+  Attributes:
+    method: its functions.
+    state: its newest checkpoint.
+    label: its name in tables.
+  """
+
+  method: Method
+  state: TrainState
+  label: str
+
+
+class Trained(NamedTuple):
+  """An opened workdir.
+
+  Attributes:
+    config: the resolved config it was trained with.
+    class_names: K names.
+    palette: uint8 [K, 3].
+    stages: the stages that have a checkpoint, in order.
+  """
+
+  config: ConfigDict
+  class_names: tuple[str, ...]
+  palette: np.ndarray
+  stages: dict[str, Stage]
+
+
+def make_method(config: ConfigDict, stage: str, num_classes: int) -> Method:
+  """Builds a stage's method from its config fields."""
+  fields = config[stage]
+  args = fields.args.to_dict()
+  if fields.init_from:
+    args['gan'] = config[fields.init_from].args.to_dict()
+  return METHODS[fields.method].make(
+    num_classes=num_classes,
+    resolution=config.data.resolution,
+    channels=config.data.channels,
+    **args,
+  )
+
+
+def abstract_state(
+  config: ConfigDict, stage: str, num_classes: int
+) -> TrainState:
+  """Shapes and dtypes of a stage's state, without computing anything."""
+  previous = None
+  if config[stage].init_from:
+    previous = abstract_state(config, config[stage].init_from, num_classes)
+  init = make_method(config, stage, num_classes).init
+  return jax.eval_shape(init, jax.random.key(config.seed), previous)
+
+
+def checkpoint_folder(workdir: str | os.PathLike, stage: str) -> Path:
+  """Where a stage's checkpoints are."""
+  return Path(workdir) / stage / 'checkpoints'
+
+
+def load(workdir: str | os.PathLike, stages: tuple[str, ...] = ()) -> Trained:
+  """Opens a trained workdir.
+
+  Args:
+    workdir: as given to the training command.
+    stages: only these; (): every stage that has a checkpoint.
+
+  Raises:
+    UserError: not a workdir, an unknown stage, or no checkpoint at all.
+  """
+  config = _lpips_from_checkpoint(load_config(workdir))
+  names, palette = load_classes(workdir)
+  unknown = sorted(set(stages) - set(config.stages))
+  if unknown:
+    raise UserError(
+      f'{workdir} has no stage {unknown[0]!r}; its stages are '
+      f'{", ".join(config.stages)}.'
+    )
+  sharding = parallel.replicated(parallel.make_mesh(1, 1))
+  found = {}
+  for stage in stages or config.stages:
+    folder = checkpoint_folder(workdir, stage)
+    if not folder.is_dir():
+      continue
+    with checkpoints.manager(folder, config[stage].keep_checkpoints) as ckpts:
+      if ckpts.latest_step() is None:
+        continue
+      like = abstract_state(config, stage, len(names))
+      state, _ = checkpoints.restore(
+        ckpts, checkpoints.abstract(like, sharding)
+      )
+    method = make_method(config, stage, len(names))
+    found[stage] = Stage(method, state, config[stage].label or stage)
+  if not found:
+    raise UserError(
+      f'{workdir} holds no checkpoint yet; train first: python -m '
+      f'jaxseg.train --config=... --workdir={workdir}'
+    )
+  return Trained(config, names, palette, found)
+
+
+def _lpips_from_checkpoint(config):
+  """LPIPS weights are in the checkpoint; 'random' has the same shapes."""
+  for stage in config.stages:
+    args = config[stage].args
+    if args.get('perceptual_kind') == 'lpips':
+      args.perceptual_kind = 'random'
+  return config
+
+
+def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+  """Writes config.json, or checks it against the one that is there.
+
+  Raises:
+    UserError: the workdir belongs to another config.
+  """
+  path = Path(workdir) / 'config.json'
+  text = config.to_json_best_effort(indent=2, sort_keys=True)
+  if path.exists():
+    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    different = [
+      name
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name) != new.get(name) and not _is_free(name)
+    ]
+    if different:
+      name = different[0]
+      raise UserError(
+        f'{workdir} was trained with another config: {name} was '
+        f'{old.get(name)!r} and is now {new.get(name)!r}'
+        f'{f" ({len(different)} fields differ)" if different[1:] else ""}; '
+        'choose another --workdir, or the old value to continue.'
+      )
+  write_atomically(path, text.encode())
+
+
+def load_config(workdir: str | os.PathLike) -> ConfigDict:
+  """Reads config.json.
+
+  Raises:
+    UserError: there is none.
+  """
+  path = Path(workdir) / 'config.json'
+  if not path.is_file():
+    raise UserError(
+      f'{path} does not exist, so {workdir} is not the workdir of a training '
+      'run; give the folder that was given to python -m jaxseg.train.'
+    )
+  return ConfigDict(json.loads(path.read_text()))
+
+
+def save_classes(
+  workdir: str | os.PathLike, names: tuple[str, ...], palette: np.ndarray
+) -> None:
+  """Writes classes.json: class names and their colours."""
+  content = {'class_names': list(names), 'palette': palette.tolist()}
+  write_atomically(
+    Path(workdir) / 'classes.json', json.dumps(content, indent=1).encode()
+  )
+
+
+def load_classes(
+  workdir: str | os.PathLike,
+) -> tuple[tuple[str, ...], np.ndarray]:
+  """Reads classes.json."""
+  content = json.loads((Path(workdir) / 'classes.json').read_text())
+  palette = np.asarray(content['palette'], np.uint8)
+  return tuple(content['class_names']), palette
+
+
+def add_seconds(
+  workdir: str | os.PathLike, stage: str, seconds: float
+) -> None:
+  """Adds to the time a stage took over all its runs, in timing.json."""
+  path = Path(workdir) / 'timing.json'
+  times = json.loads(path.read_text()) if path.exists() else {}
+  times[stage] = round(times.get(stage, 0.0) + seconds, 1)
+  write_atomically(path, json.dumps(times, indent=1).encode())
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  flat = {}
+  for key, value in tree.items():
+    flat.update(_flat(value, f'{prefix}.{key}' if prefix else key))
+  return flat
+
+
+def _is_free(name: str) -> bool:
+  return name.startswith(FREE_FIELDS) or (
+    name.count('.') == 1 and name.endswith(FREE_STAGE_FIELDS)
+  )
