@@ -1,0 +1,275 @@
+"""Which images train, with and without labels, and which are scored."""
+
+import hashlib
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxseg.data import images
+from jaxseg.data.sources import Source
+from jaxseg.errors import UserError
+
+Ids = tuple[str, ...]
+
+# Labels read to find out which images show which classes.
+MAX_STRATIFY_LABELS = 500
+
+
+class Splits(NamedTuple):
+  """Ids by what they are used for.
+
+  Attributes:
+    labelled: images whose labels the methods may use.
+    unlabelled: images whose labels they never see.
+    val: labelled images for choices during training.
+    test: labelled in-domain images, scored at the end.
+    ood: out-of-domain images by split name, scored at the end.
+    hash: of all ids above, in order; equal splits have equal hashes.
+  """
+
+  labelled: Ids
+  unlabelled: Ids
+  val: Ids
+  test: Ids
+  ood: dict[str, Ids]
+  hash: str
+
+
+def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
+  """Draws the splits of an experiment.
+
+  Groups (patients, sequences) are never torn apart between training and
+  scoring. Labelled images are drawn group by group in one order that depends
+  on the seed alone, so that the first 30 of 150 are the 30; the order keeps
+  every class as frequent as in the whole and starts with each class once. An
+  official budget of exactly `num_labelled` ids is preferred.
+
+  Args:
+    source: the data set.
+    data_config: `config.data`.
+    seed: of the draw.
+
+  Raises:
+    UserError: unknown split names, too few labelled images, an image or a
+      group both in training and in scoring.
+  """
+  splits = dict(source.splits)
+  _check_names(source, data_config)
+  n = data_config.num_labelled
+  budget = source.budgets.get(str(n), ())
+  rng = np.random.default_rng([seed, 1])
+  pool = splits.get('train', splits.get('all', ()))
+  for name in ('test', 'val'):
+    if name not in splits:
+      fraction = data_config[f'{name}_fraction']
+      splits[name], pool = _take(source, pool, fraction, budget, rng)
+
+  labelled = _labelled(source, pool, n, budget, seed)
+  extra = [s for s in splits if s in ('unlabelled', 'unlabeled')]
+  extra += [s for s in data_config.unlabelled if s not in extra]
+  unlabelled = list(pool) + [id_ for s in extra for id_ in splits[s]]
+  if not data_config.unlabelled_includes_labelled:
+    unlabelled = [id_ for id_ in unlabelled if id_ not in set(labelled)]
+  ood = tuple(data_config.ood) or [s for s in splits if s.startswith('ood')]
+  result = Splits(
+    labelled=labelled,
+    unlabelled=tuple(dict.fromkeys(unlabelled)),
+    val=splits['val'],
+    test=splits['test'],
+    ood={name: splits[name] for name in ood},
+    hash='',
+  )
+  _refuse_leaks(source, result)
+  return result._replace(hash=_hash(result))
+
+
+def require_unlabelled(splits: Splits) -> None:
+  """Refuses splits without unlabelled images, for stages that need them."""
+  if not splits.unlabelled:
+    raise UserError(
+      'the data set gives no unlabelled images, which this method learns '
+      'from, expected at least one; add images without a label file, name '
+      'more splits in --config.data.unlabelled or lower '
+      '--config.data.num_labelled'
+    )
+
+
+def save_splits(path: str | os.PathLike, splits: Splits) -> None:
+  """Writes the splits as JSON, whole or not at all."""
+  text = json.dumps(splits._asdict(), indent=1)
+  images.write_atomically(path, text.encode())
+
+
+def load_splits(path: str | os.PathLike) -> Splits:
+  """Reads what `save_splits` wrote.
+
+  Raises:
+    UserError: a missing, damaged or edited file.
+  """
+  try:
+    with open(path, encoding='utf-8') as f:
+      content = json.load(f)
+    fields = {k: tuple(content[k]) for k in Splits._fields[:4]}
+    ood = {name: tuple(ids) for name, ids in content['ood'].items()}
+    splits = Splits(**fields, ood=ood, hash=content['hash'])
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(
+      f'{path}: the splits cannot be read ({error!r}), expected the file that '
+      'training wrote; train into a new workdir'
+    ) from error
+  if splits.hash != _hash(splits):
+    raise UserError(
+      f'{path}: the ids have hash {_hash(splits)}, expected {splits.hash} as '
+      'the file says; it was edited, so train into a new workdir'
+    )
+  return splits
+
+
+def _hash(splits):
+  text = json.dumps(splits._replace(hash=''))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _check_names(source, data_config):
+  for field in ('unlabelled', 'ood'):
+    for name in data_config[field]:
+      if name not in source.splits:
+        raise UserError(
+          f'config.data.{field} names the split {name!r}, which '
+          f'{source.name} does not have, expected some of '
+          f'{sorted(source.splits)}; correct --config.data.{field}'
+        )
+  if not {'train', 'all'} & set(source.splits):
+    raise UserError(
+      f'{source.name} has the splits {sorted(source.splits)}, expected one '
+      "named 'train'; add it to splits.json, or remove that file to have the "
+      'splits drawn'
+    )
+  for field in ('val_fraction', 'test_fraction'):
+    if not 0 <= data_config[field] < 1:
+      raise UserError(
+        f'config.data.{field} is {data_config[field]}, expected a number from '
+        f'0 up to 1; change --config.data.{field}'
+      )
+  if data_config.num_labelled < 0:
+    raise UserError(
+      f'config.data.num_labelled is {data_config.num_labelled}, expected 0 '
+      '(all) or more; change --config.data.num_labelled'
+    )
+
+
+def _grouped(source, ids):
+  """Returns {group: ids}, in the order of the ids."""
+  groups = {}
+  for id_ in ids:
+    groups.setdefault(source.groups.get(id_, id_), []).append(id_)
+  return groups
+
+
+def _take(source, pool, fraction, budget, rng):
+  """Splits `pool` into (labelled groups of a fraction, the rest)."""
+  groups = _grouped(source, pool)
+  kept = {source.groups.get(id_, id_) for id_ in budget}
+  able = [
+    g
+    for g, ids in groups.items()
+    if g not in kept and all(source.has_label(id_) for id_ in ids)
+  ]
+  able = [able[i] for i in rng.permutation(len(able))]
+  # Rounded, yet never none of a set that has groups to spare.
+  count = max(round(fraction * len(able)), int(fraction > 0 and len(able) > 3))
+  taken = {id_ for g in able[:count] for id_ in groups[g]}
+  return (
+    tuple(id_ for id_ in pool if id_ in taken),
+    tuple(id_ for id_ in pool if id_ not in taken),
+  )
+
+
+def _labelled(source, pool, n, budget, seed):
+  """Returns the `n` ids (0: all) whose labels may be used."""
+  able = [id_ for id_ in pool if source.has_label(id_)]
+  if not able:
+    raise UserError(
+      f'{source.name} has no labelled image to train on, expected at least '
+      'one; put masks named as the images into labels/'
+    )
+  if n > len(able):
+    raise UserError(
+      f'config.data.num_labelled is {n}, but {source.name} has {len(able)} '
+      'labelled images to train on, expected no more than that; lower '
+      '--config.data.num_labelled, or set it to 0 for all'
+    )
+  if n == 0:
+    return tuple(able)
+  if budget and set(budget) <= set(able):
+    return budget
+  return tuple(_stratified_order(source, able, seed)[:n])
+
+
+def _stratified_order(source, ids, seed):
+  """Orders ids by groups so that every beginning is a fair sample.
+
+  The next group is one that shows the class that is furthest behind its
+  frequency, the rarest first; so each class comes once before any comes
+  twice, and then in proportion.
+  """
+  groups = list(_grouped(source, ids).values())
+  rng = np.random.default_rng([seed, 2])
+  groups = [groups[i] for i in rng.permutation(len(groups))]
+  k = len(source.class_names)
+  shown, read = [], 0
+  for group in groups:  # one row a group: which classes it shows
+    if read >= MAX_STRATIFY_LABELS:
+      break
+    row = np.zeros(k, bool)
+    for id_ in group[: MAX_STRATIFY_LABELS - read]:
+      row |= np.bincount(source.label(id_).ravel(), minlength=256)[:k] > 0
+      read += 1
+    shown.append(row)
+  shown = np.array(shown)
+  return [id_ for i in _fair_order(shown, len(groups)) for id_ in groups[i]]
+
+
+def _fair_order(shown, n):
+  """Orders 0..n-1 given which classes (bool [m, K]) the first m show."""
+  left = np.ones(len(shown), bool)
+  frequency = shown.mean(0)
+  count = np.zeros(shown.shape[1])
+  order = []
+  while left.any():
+    open_ = (shown & left[:, None]).any(0)
+    if not open_.any():
+      break
+    behind = np.where(open_, count / np.maximum(frequency, 1e-9), np.inf)
+    rarest = np.where(behind == behind.min(), frequency, np.inf)
+    pick = int(np.flatnonzero(left & shown[:, rarest.argmin()])[0])
+    order.append(pick)
+    left[pick] = False
+    count += shown[pick]
+  order += list(np.flatnonzero(left))
+  return order + list(range(len(shown), n))
+
+
+def _refuse_leaks(source, splits):
+  """Refuses an id or a group both in training and in scoring."""
+  training = set(splits.labelled) | set(splits.unlabelled)
+  groups = {source.groups.get(id_, id_) for id_ in training}
+  scored = {'val': splits.val, 'test': splits.test} | splits.ood
+  for name, ids in scored.items():
+    both = [id_ for id_ in ids if id_ in training]
+    if both:
+      raise UserError(
+        f'{source.name}: {len(both)} images of split {name!r} also train '
+        f'(first {source.path(both[0])}), expected disjoint splits; correct '
+        'splits.json, --config.data.unlabelled or --config.data.ood'
+      )
+    crossing = [i for i in ids if source.groups.get(i, i) in groups]
+    if crossing:
+      group = source.groups.get(crossing[0], crossing[0])
+      raise UserError(
+        f'{source.name}: group {group!r} is both in training and in split '
+        f'{name!r} ({source.path(crossing[0])}), expected each patient or '
+        'sequence on one side; correct splits.json'
+      )
