@@ -200,9 +200,7 @@ def load_classes(
   return tuple(content['class_names']), palette
 
 
-def add_seconds(
-  workdir: str | os.PathLike, stage: str, seconds: float
-) -> None:
+def add_seconds(workdir: str | os.PathLike, stage: str, seconds: float) -> None:
   """Adds to the time a stage took over all its runs, in timing.json."""
   path = Path(workdir) / 'timing.json'
   times = json.loads(path.read_text()) if path.exists() else {}
