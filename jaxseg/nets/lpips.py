@@ -150,14 +150,6 @@ def features(params: Params, image: jax.Array) -> list[jax.Array]:
   return maps
 
 
-def _max_pool(x):
-  """Largest of each 2x2; on CPUs its gradient beats that of a window."""
-  height, width = (size // 2 * 2 for size in x.shape[1:3])
-  x = x[:, :height, :width]
-  x = jnp.maximum(x[:, ::2], x[:, 1::2])
-  return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
-
-
 def distance(
   params: Params, features_a: list[jax.Array], features_b: list[jax.Array]
 ) -> jax.Array:
@@ -166,6 +158,14 @@ def distance(
     (jnp.square(a - b) @ jnp.asarray(lin)).mean((1, 2))
     for lin, a, b in zip(params['lin'], features_a, features_b, strict=True)
   )
+
+
+def _max_pool(x):
+  """Largest of each 2x2; on CPUs its gradient beats that of a window."""
+  height, width = (size // 2 * 2 for size in x.shape[1:3])
+  x = x[:, :height, :width]
+  x = jnp.maximum(x[:, ::2], x[:, 1::2])
+  return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 class _NumpyUnpickler(pickle.Unpickler):
