@@ -1,5 +1,6 @@
 """From ids to batches: checks, training streams, evaluation batches."""
 
+import functools
 import os
 import sys
 import time
@@ -176,8 +177,12 @@ def train_batches(
   ):
     if size:
       # Two streams of one seed would draw the same augmentations.
-      ds = _stream(examples, ids, labelled, config.data, 2 * seed + labelled)
-      ds = ds[process_index : MAX_STEPS * size : process_count]
+      stream_seed = 2 * seed + labelled
+      length = MAX_STEPS * size
+      ds = _stream(examples, ids, labelled, config.data, stream_seed, length)
+      # Shared out last, so that order and augmentation do not depend on the
+      # number of processes.
+      ds = ds[process_index::process_count]
       collate = _collate_labelled if labelled else _collate_unlabelled
       streams.append(ds.batch(size // process_count, batch_fn=collate))
   if not streams:
@@ -264,25 +269,31 @@ def eval_batches(
       yield pending.result()
 
 
-def _stream(examples, ids, labelled, data_config, seed):
+def _stream(examples, ids, labelled, data_config, seed, length):
   """Endless shuffled elements: (uint8 or float32 image, label or None)."""
 
-  def read(i):
-    id_ = ids[i]
+  def read(position):
+    epoch, i = divmod(position, len(ids))
+    id_ = ids[_permutation(len(ids), seed, epoch)[i]]
     return examples.image(id_), examples.label(id_) if labelled else None
 
-  def read_augmented(i, rng):
-    image, label = read(i)
+  def read_augmented(position, rng):
+    image, label = read(position)
     return transforms.augment(
       _normalise(image), label, rng, data_config.augment
     )
 
-  # The split by process comes last, so that order and augmentation do not
-  # depend on the number of processes.
-  ds = grain.MapDataset.range(len(ids)).seed(seed).shuffle().repeat()
+  ds = grain.MapDataset.range(length).seed(seed)
   if transforms.is_identity(data_config.augment):
     return ds.map(read)
   return ds.random_map(read_augmented)
+
+
+# Instead of grain's `shuffle`, which takes 2 ms an element for a set of 9
+# images (0.6 ms for 30): it walks a cycle through at least 2^16 indices.
+@functools.lru_cache(maxsize=16)
+def _permutation(n, seed, epoch):
+  return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def _collate_labelled(elements):
