@@ -1,0 +1,229 @@
+"""Trained methods at work on images: compiled once, any size in and out."""
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxseg import parallel, workdir
+from jaxseg.data import images as image_files
+from jaxseg.errors import UserError
+from jaxseg.method import Prediction, TrainState
+
+
+class System(NamedTuple):
+  """One way to label images: a row of the tables.
+
+  Attributes:
+    name: 'U-Net', 'Ours-NO' (encoder only), 'Ours' (with test-time
+      optimisation).
+    stage: name of the stage it was trained in.
+    apply: (state, images) -> Prediction.
+    state: of that stage.
+  """
+
+  name: str
+  stage: str
+  apply: Callable[[TrainState, jax.Array], Prediction]
+  state: TrainState
+
+
+def systems(trained: workdir.Trained, refine: bool = True) -> list[System]:
+  """Lists all that a trained workdir can label images with.
+
+  A method with test-time optimisation gives two: 'LABEL-NO' without it and,
+  if `refine`, 'LABEL' with it.
+  """
+  found = []
+  for stage, (method, state, label) in trained.stages.items():
+    if method.predict is None:
+      continue
+    plain = label if method.refine is None else f'{label}-NO'
+    found.append(System(plain, stage, method.predict, state))
+    if refine and method.refine is not None:
+      found.append(System(label, stage, method.refine, state))
+  return found
+
+
+def choose(
+  trained: workdir.Trained, stage: str | None = None, refine: bool = True
+) -> System:
+  """Returns the system of `stage`, refined if it can be and `refine` says so.
+
+  Without a stage it is the last one with test-time optimisation, else the
+  last one that predicts.
+
+  Raises:
+    UserError: no such stage, or it cannot label images.
+  """
+  able = {s: m for s, (m, _, _) in trained.stages.items() if m.predict}
+  if not able:
+    raise UserError(
+      f'no trained stage can label images, found {list(trained.stages)}; '
+      'train on: run the same training command again'
+    )
+  if stage is None:
+    stage = ([s for s in able if able[s].refine] or list(able))[-1]
+  if stage not in able:
+    raise UserError(
+      f'--stage={stage}: no trained stage of that name labels images, '
+      f'expected one of {", ".join(able)}'
+    )
+  return [s for s in systems(trained, refine) if s.stage == stage][-1]
+
+
+def fingerprint(state: TrainState) -> str:
+  """Returns step and checksum of a state's networks, e.g. '1200-9f3c01aa'."""
+  crc = 0
+  for leaf in jax.tree.leaves((state.params, state.ema, state.extra)):
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+  return f'{int(state.step)}-{crc:08x}'
+
+
+def compile_system(
+  system: System, config, batch_size: int
+) -> Callable[[np.ndarray], tuple[Prediction, float]]:
+  """Compiles one program for batches of a fixed size, shared by all devices.
+
+  Args:
+    system: what to run.
+    config: the run's; `data.resolution`, `data.channels` and `mesh.data` are
+      read.
+    batch_size: images at a time; rounded up to a multiple of the devices.
+
+  Returns:
+    A function of 1 to `batch_size` images, float32 [n, R, R, C] in [-1, 1],
+    that returns their `Prediction` as NumPy arrays, and the seconds per image
+    of a full batch, compilation left out.
+  """
+  mesh = _mesh(config.mesh.data)
+  devices = mesh.shape['data']
+  size = -(-batch_size // devices) * devices
+  side, channels = config.data.resolution, config.data.channels
+  images = jax.ShapeDtypeStruct(
+    (size, side, side, channels), np.float32, sharding=parallel.over_data(mesh)
+  )
+  state = jax.device_put(system.state, parallel.replicated(mesh))
+  with jax.set_mesh(mesh):
+    program = jax.jit(system.apply).lower(state, images).compile()
+
+  def run(batch):
+    n = len(batch)
+    padded = np.concatenate([batch, np.repeat(batch[-1:], size - n, 0)])
+    start = time.perf_counter()
+    out = program(state, jax.device_put(padded, images.sharding))
+    out = jax.tree.map(np.asarray, out)
+    seconds = (time.perf_counter() - start) / size
+    return jax.tree.map(lambda x: x[:n], out), seconds
+
+  return run
+
+
+def resize_probabilities(
+  probabilities: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+  """Resizes bilinearly, with antialiasing where the size shrinks.
+
+  Args:
+    probabilities: float32 [h, w, K].
+    size: (H, W).
+
+  Returns:
+    float32 [H, W, K].
+  """
+  planes = [_resize_plane(plane, size) for plane in _planes(probabilities)]
+  return np.stack(planes, -1)
+
+
+def label_at(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Returns the likeliest class at another size, uint8 [H, W].
+
+  It is the arg-max of `resize_probabilities`, one class in memory at a time.
+  """
+  if probabilities.shape[:2] == tuple(size):
+    return probabilities.argmax(-1).astype(np.uint8)
+  label = np.zeros(size, np.uint8)
+  best = np.full(size, -np.inf, np.float32)
+  for k, plane in enumerate(_planes(probabilities)):
+    plane = _resize_plane(plane, size)
+    better = plane > best
+    label[better], best[better] = k, plane[better]
+  return label
+
+
+def to_input(image: np.ndarray, config) -> np.ndarray:
+  """Makes uint8 [H, W, C] what networks see: float32 [R, R, C] in [-1, 1]."""
+  image = image_files.resize_image(image, config.data.resolution)
+  return image.astype(np.float32) / 127.5 - 1
+
+
+def predict_images(
+  trained: workdir.Trained,
+  images: Sequence[np.ndarray],
+  stage: str | None = None,
+  refine: bool = True,
+  batch_size: int | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Labels images in memory; a second call of the same size starts at once.
+
+  Args:
+    trained: from `jaxseg.workdir.load`.
+    images: uint8 [H, W] or [H, W, 1, 3 or 4] each (alpha is ignored), of any
+      size.
+    stage: see `choose`.
+    refine: use test-time optimisation where the method has it.
+    batch_size: default: config.eval.batch_size, or fewer for fewer images.
+
+  Returns:
+    For each image (class ids uint8 [H, W], probabilities float32 [H, W, K]).
+
+  Raises:
+    TypeError: an image that is not uint8.
+    UserError: see `choose`.
+  """
+  for image in images:
+    if np.asarray(image).dtype != np.uint8:
+      raise TypeError(f'images are uint8, found {np.asarray(image).dtype}')
+  if not len(images):
+    return []
+  config = trained.config
+  batch_size = batch_size or min(config.eval.batch_size, len(images))
+  run = compile_system(choose(trained, stage, refine), config, batch_size)
+  results = []
+  for i in range(0, len(images), batch_size):
+    chunk = [np.asarray(image) for image in images[i : i + batch_size]]
+    inputs = [
+      to_input(
+        image_files.to_channels(
+          image if image.ndim == 2 else image[..., :3], config.data.channels
+        ),
+        config,
+      )
+      for image in chunk
+    ]
+    probabilities = run(np.stack(inputs))[0].probabilities
+    for image, p in zip(chunk, probabilities, strict=True):
+      full = resize_probabilities(p, image.shape[:2])
+      results.append((full.argmax(-1).astype(np.uint8), full))
+  return results
+
+
+def _mesh(data):
+  """The training's mesh, or what this machine has instead of it."""
+  return parallel.make_mesh(data if 0 < data <= jax.device_count() else -1)
+
+
+def _planes(probabilities):
+  return np.moveaxis(np.asarray(probabilities, np.float32), -1, 0)
+
+
+def _resize_plane(plane, size):
+  if plane.shape == tuple(size):
+    return plane
+  image = Image.fromarray(np.ascontiguousarray(plane))
+  return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
