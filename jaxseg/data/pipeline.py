@@ -1,9 +1,6 @@
-"""From ids to batches: checks, training streams, evaluation batches."""
+"""From ids to batches: training streams, evaluation batches."""
 
 import functools
-import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -12,115 +9,17 @@ import grain
 import numpy as np
 
 from jaxseg.data import images, transforms
+from jaxseg.data.checks import check as check
+from jaxseg.data.examples import Examples, num_threads
 from jaxseg.data.sources import Source
 from jaxseg.data.splits import Splits
 from jaxseg.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-ERRORS_SHOWN = 5
 # More steps than any run; grain wants an end to know how long a stream is.
 MAX_STEPS = 2**31
 READ_AHEAD = 4  # batches
-MIN_SIDE = 8  # pixels; a smaller image shows nothing
-
-
-class Examples:
-  """Images and labels of a source at the resolution of the networks.
-
-  Arrays are kept in `source.cache` when `config.data.cache` says so, whoever
-  asks first; they are shared and read-only.
-  """
-
-  def __init__(self, source: Source, data_config: Any):
-    self._source = source
-    self._side = data_config.resolution
-    self._cache = source.cache if data_config.cache else None
-
-  def image(self, id_: str) -> np.ndarray:
-    """Returns uint8 [R, R, C]; images of other shapes are squeezed."""
-    return self._get('image', id_)
-
-  def label(self, id_: str) -> np.ndarray:
-    """Returns uint8 [R, R]; all void for an unlabelled image."""
-    return self._get('label', id_)
-
-  def original_label(self, id_: str) -> np.ndarray:
-    """Returns uint8 [H, W], the label at its own resolution.
-
-    Raises:
-      UserError: an image without a label.
-    """
-    label = self._source.label(id_)
-    if label is None:
-      raise UserError(_no_mask(self._source, id_))
-    return label
-
-  def keep(self, kind: str, id_: str, original: np.ndarray) -> np.ndarray:
-    """Resizes a decoded 'image' or 'label' and caches the result."""
-    resize = images.resize_image if kind == 'image' else images.resize_label
-    array = resize(original, self._side)
-    array.flags.writeable = False
-    if self._cache is not None:
-      self._cache[kind, id_, self._side] = array
-    return array
-
-  def _get(self, kind, id_):
-    if self._cache is not None and (kind, id_, self._side) in self._cache:
-      return self._cache[kind, id_, self._side]
-    if kind == 'image':
-      return self.keep(kind, id_, self._source.image(id_))
-    label = self._source.label(id_)
-    if label is None:
-      label = np.full((self._side, self._side), images.VOID, np.uint8)
-    return self.keep(kind, id_, label)
-
-
-def check(source: Source, splits: Splits, data_config: Any) -> None:
-  """Reads everything that will be used, before any expensive work.
-
-  Every image and label of every split must decode; labels must have their
-  image's size and hold only ids of classes and 255 (void); labelled images
-  and those that are scored must have a label. What was read stays in the
-  cache.
-
-  Raises:
-    UserError: names the first few mistakes and counts the others.
-  """
-  _check_config(source, splits, data_config)
-  examples = Examples(source, data_config)
-  scored = [splits.val, splits.test, *splits.ood.values()]
-  with_label = set(splits.labelled).union(*scored)
-  ids = list(dict.fromkeys([*splits.labelled, *splits.unlabelled]))
-  ids += [i for i in dict.fromkeys(sum(scored, ())) if i not in set(ids)]
-  found = np.zeros(256, bool)
-  errors, labels = [], 0
-
-  def check_one(id_):
-    try:
-      return _check_one(source, examples, id_, id_ in with_label)
-    except UserError as error:
-      return error
-
-  with futures.ThreadPoolExecutor(_num_threads()) as pool:
-    for result in _with_progress(pool.map(check_one, ids), len(ids)):
-      if isinstance(result, UserError):
-        errors.append(str(result))
-      elif result is not None:
-        found |= result
-        labels += 1
-  if errors:
-    more = len(errors) - ERRORS_SHOWN
-    raise UserError(
-      '; '.join(errors[:ERRORS_SHOWN])
-      + (f'; and {more} more files with mistakes' if more > 0 else '')
-    )
-  if list(np.flatnonzero(found)) == [0, images.VOID]:
-    raise UserError(
-      f'{source.name}: the {labels} label files hold only 0 and 255, and 255 '
-      'means void here, expected class ids; save the white pixels of '
-      'black-and-white masks as 1'
-    )
 
 
 def train_batches(
@@ -176,6 +75,12 @@ def train_batches(
     (splits.unlabelled, unlabelled_batch_size, False),
   ):
     if size:
+      if not ids:
+        raise UserError(
+          f'{source.name} has no {"" if labelled else "un"}labelled images to '
+          'train on, expected at least one; change --config.data or set the '
+          'batch size of that stream to 0'
+        )
       # Two streams of one seed would draw the same augmentations.
       stream_seed = 2 * seed + labelled
       length = MAX_STEPS * size
@@ -190,7 +95,7 @@ def train_batches(
       'batch_size and unlabelled_batch_size are both 0, expected images; '
       'change --config.STAGE.batch_size'
     )
-  threads = 1 if config.data.cache else _num_threads()
+  threads = 1 if config.data.cache else num_threads()
   return TrainBatches(streams, start_step, threads)
 
 
@@ -256,7 +161,7 @@ def eval_batches(
     }
 
   with (
-    futures.ThreadPoolExecutor(_num_threads()) as readers,
+    futures.ThreadPoolExecutor(num_threads()) as readers,
     futures.ThreadPoolExecutor(1) as ahead,
   ):
     pending = None
@@ -313,84 +218,3 @@ def _normalise(image):
   if image.dtype != np.uint8:
     return image
   return image * np.float32(1 / 127.5) - np.float32(1)
-
-
-def _check_config(source, splits, data_config):
-  side = data_config.resolution
-  if side & (side - 1) or not 32 <= side <= 1024:
-    raise UserError(
-      f'config.data.resolution is {side}, expected a power of two from 32 to '
-      '1024; change --config.data.resolution'
-    )
-  if data_config.channels not in (1, 3):
-    raise UserError(
-      f'config.data.channels is {data_config.channels}, expected 1 (grey) or '
-      '3 (RGB); change --config.data.channels'
-    )
-  n = len(splits.unlabelled) + len(splits.labelled)
-  needed = n * side**2 * (data_config.channels + 1)
-  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  if data_config.cache and needed > 0.8 * total:
-    raise UserError(
-      f'config.data.cache would keep {needed / 2**30:.1f} GiB of images, '
-      f'expected less than 80 % of the {total / 2**30:.1f} GiB of memory; '
-      'set --config.data.cache=False or lower --config.data.resolution'
-    )
-
-
-def _check_one(source, examples, id_, needs_label):
-  """Returns which ids (bool [256]) the label holds; None: not needed."""
-  image = source.image(id_)
-  if min(image.shape[:2]) < MIN_SIDE:
-    raise UserError(
-      f'{source.path(id_)}: the image is {_size(image)}, expected at least '
-      f'{MIN_SIDE} pixels a side; remove it'
-    )
-  examples.keep('image', id_, image)
-  if not needs_label:
-    return None
-  label = examples.original_label(id_)
-  if label.shape != image.shape[:2]:
-    raise UserError(
-      f'{source.path(id_)}: the label is {_size(label)} and the image '
-      f'{_size(image)} (width x height), expected one size; resize the label '
-      'to the image with nearest neighbour'
-    )
-  present = np.bincount(label.ravel(), minlength=256) > 0
-  k = len(source.class_names)
-  wrong = np.flatnonzero(present[: images.VOID][k:]) + k
-  if len(wrong):
-    raise UserError(
-      f'{source.path(id_)}: its label holds the ids '
-      f'{", ".join(map(str, wrong[:5]))}, expected 0 to {k - 1} '
-      f'({k} classes) or 255 (void); correct the label or the classes in '
-      'meta.json'
-    )
-  examples.keep('label', id_, label)
-  return present
-
-
-def _no_mask(source, id_):
-  return (
-    f'{source.path(id_)}: the image has no label file, expected one as it is '
-    'in a labelled or scored split; add labels/NAME.png or list the image '
-    'as unlabelled'
-  )
-
-
-def _size(array):
-  return f'{array.shape[1]}x{array.shape[0]}'
-
-
-def _num_threads():
-  return min(8, os.cpu_count() or 1)
-
-
-def _with_progress(results, total):
-  """Passes results on; a line every 5 seconds when it takes over 2."""
-  due = time.monotonic() + 2
-  for done, result in enumerate(results, 1):
-    if time.monotonic() > due and done < total:
-      print(f'jaxseg: read {done} of {total} images', file=sys.stderr)
-      due = time.monotonic() + 5
-    yield result
