@@ -1,5 +1,6 @@
 """What can be wrong with a data set, found before any expensive work."""
 
+import itertools
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from jaxseg.errors import UserError
 
 ERRORS_SHOWN = 5
 MIN_SIDE = 8  # pixels; a smaller image shows nothing
+MAX_ASPECT = 1.1  # long by short side that still goes unmentioned
 
 
 def check(source: Source, splits: Splits, data_config: Any) -> None:
@@ -33,10 +35,12 @@ def check(source: Source, splits: Splits, data_config: Any) -> None:
   examples = Examples(source, data_config)
   scored = [splits.val, splits.test, *splits.ood.values()]
   with_label = set(splits.labelled).union(*scored)
-  ids = list(dict.fromkeys([*splits.labelled, *splits.unlabelled]))
-  ids += [i for i in dict.fromkeys(sum(scored, ())) if i not in set(ids)]
-  found = np.zeros(256, bool)
-  errors, labels = [], 0
+  used = [splits.labelled, splits.unlabelled, *scored]
+  ids = list(dict.fromkeys(itertools.chain.from_iterable(used)))
+  found = np.zeros(256, bool)  # ids in any label
+  shown = np.zeros(256, bool)  # ids in those that train
+  errors, num_labels, aspects = [], 0, []
+  labelled = set(splits.labelled)
 
   def check_one(id_):
     try:
@@ -45,12 +49,18 @@ def check(source: Source, splits: Splits, data_config: Any) -> None:
       return error
 
   with futures.ThreadPoolExecutor(num_threads()) as pool:
-    for result in _with_progress(pool.map(check_one, ids), len(ids)):
+    results = _with_progress(pool.map(check_one, ids), len(ids))
+    for id_, result in zip(ids, results, strict=True):
       if isinstance(result, UserError):
         errors.append(str(result))
-      elif result is not None:
-        found |= result
-        labels += 1
+        continue
+      present, aspect = result
+      aspects.append(aspect)
+      if present is not None:
+        num_labels += 1
+        found |= present
+        if id_ in labelled:
+          shown |= present
   if errors:
     more = len(errors) - ERRORS_SHOWN
     raise UserError(
@@ -59,9 +69,29 @@ def check(source: Source, splits: Splits, data_config: Any) -> None:
     )
   if list(np.flatnonzero(found)) == [0, images.VOID]:
     raise UserError(
-      f'{source.name}: the {labels} label files hold only 0 and 255, and 255 '
-      'means void here, expected class ids; save the white pixels of '
+      f'{source.name}: the {num_labels} label files hold only 0 and 255, and '
+      '255 means void here, expected class ids; save the white pixels of '
       'black-and-white masks as 1'
+    )
+  _tell(source, data_config, shown, np.array(aspects))
+
+
+def _tell(source, data_config, shown, aspects):
+  """Mentions what is allowed, yet may surprise."""
+  never = [n for n, s in zip(source.class_names, shown, strict=False) if not s]
+  if never:
+    print(
+      f'jaxseg: no labelled image shows {", ".join(never)}; more labels or '
+      'another seed may',
+      file=sys.stderr,
+    )
+  count = np.count_nonzero(aspects > MAX_ASPECT)
+  if count:
+    print(
+      f'jaxseg: {count} of {len(aspects)} images are not square (up to '
+      f'{aspects.max():.1f}:1); the networks see them squeezed to '
+      f'{data_config.resolution}x{data_config.resolution}',
+      file=sys.stderr,
     )
 
 
@@ -89,7 +119,7 @@ def _check_config(source, splits, data_config):
 
 
 def _check_one(source, examples, id_, needs_label):
-  """Returns which ids (bool [256]) the label holds; None: not needed."""
+  """Returns (ids in the label, bool [256] or None; long by short side)."""
   image = source.image(id_)
   if min(image.shape[:2]) < MIN_SIDE:
     raise UserError(
@@ -97,8 +127,9 @@ def _check_one(source, examples, id_, needs_label):
       f'{MIN_SIDE} pixels a side; remove it'
     )
   examples.keep('image', id_, image)
+  aspect = max(image.shape[:2]) / min(image.shape[:2])
   if not needs_label:
-    return None
+    return None, aspect
   label = examples.original_label(id_)
   if label.shape != image.shape[:2]:
     raise UserError(
@@ -117,7 +148,7 @@ def _check_one(source, examples, id_, needs_label):
       'meta.json'
     )
   examples.keep('label', id_, label)
-  return present
+  return present, aspect
 
 
 def _size(array):

@@ -55,6 +55,10 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
     UserError: unknown split names, too few labelled images, an image or a
       group both in training and in scoring.
   """
+  if seed < 0:
+    raise UserError(
+      f'config.seed is {seed}, expected 0 or more; change --config.seed'
+    )
   splits = dict(source.splits)
   _check_names(source, data_config)
   n = data_config.num_labelled
@@ -71,7 +75,8 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   extra += [s for s in data_config.unlabelled if s not in extra]
   unlabelled = list(pool) + [id_ for s in extra for id_ in splits[s]]
   if not data_config.unlabelled_includes_labelled:
-    unlabelled = [id_ for id_ in unlabelled if id_ not in set(labelled)]
+    known = set(labelled)
+    unlabelled = [id_ for id_ in unlabelled if id_ not in known]
   ood = tuple(data_config.ood) or [s for s in splits if s.startswith('ood')]
   result = Splits(
     labelled=labelled,
@@ -203,7 +208,14 @@ def _labelled(source, pool, n, budget, seed):
     )
   if n == 0:
     return tuple(able)
-  if budget and set(budget) <= set(able):
+  missing = sorted(set(budget) - set(able))
+  if missing:
+    raise UserError(
+      f'{source.path(missing[0])}: the image is in budget {str(n)!r} but not '
+      'among the labelled images to train on, expected budgets to be parts of '
+      "split 'train'; correct splits.json"
+    )
+  if budget:
     return budget
   return tuple(_stratified_order(source, able, seed)[:n])
 
