@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from clu import parameter_overview
 from ml_collections import ConfigDict, config_flags
 
@@ -24,7 +24,8 @@ from jaxseg import (
   checkpoints, evaluate, parallel, visualize, workdir as workdirs, writers,
 )
 from jaxseg.config import check, parse_flags
-from jaxseg.data import pipeline, sources, splits as data_splits
+from jaxseg.data import checks, pipeline, sources, splits as data_splits
+from jaxseg.data.images import write_atomically
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, Method, TrainState
 from jaxseg.methods import perceptual
@@ -56,7 +57,7 @@ class Data:
     )
     if any(config[s].unlabelled_batch_size for s in config.stages):
       data_splits.require_unlabelled(self.splits)
-    pipeline.check(self.source, self.splits, config.data)
+    checks.check(self.source, self.splits, config.data)
     data_splits.save_splits(Path(workdir) / 'splits.json', self.splits)
 
   @property
@@ -149,7 +150,9 @@ def train_stage(
     jax.set_mesh(mesh),
     checkpoints.manager(folder, fields.keep_checkpoints) as ckpts,
   ):
-    state = start_state(config, stage, method, data, ckpts, sharding, finished)
+    state = start_state(
+      config, stage, method, data, ckpts, sharding, finished, folder.parent
+    )
     first_step = int(state.step)
     if first_step >= fields.total_steps:
       return state
@@ -161,7 +164,7 @@ def train_stage(
 
 
 def start_state(
-  config, stage, method, data, ckpts, sharding, finished
+  config, stage, method, data, ckpts, sharding, finished, folder
 ) -> TrainState:
   """Own checkpoint > final state of `init_from` > fresh."""
   if ckpts.latest_step() is not None:
@@ -176,7 +179,8 @@ def start_state(
   )
   init = jax.jit(method.init, out_shardings=sharding)
   state = init(rng, finished.get(config[stage].init_from))
-  logging.info('%s', parameter_overview.get_parameter_overview(state.params))
+  overview = parameter_overview.get_parameter_overview(state.params)
+  write_atomically(Path(folder) / 'parameters.txt', overview.encode())
   sizes = ', '.join(
     f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}'
     for name, tree in state.params.items()

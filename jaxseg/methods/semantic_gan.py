@@ -65,6 +65,26 @@ def label_temperature(label_output: str) -> float:
   return TEMPERATURE if label_output == 'logits' else 1.0
 
 
+def label_pairs(
+  label: jax.Array, fake: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """What D_m sees of a real label and of the fake it is compared with.
+
+  A void pixel of the real label is 0 in every channel of both: it then tells
+  D_m nothing about which is real, and the generator gets no gradient there.
+
+  Args:
+    label: int32 [M, R, R], 255 = void.
+    fake: float32 [M or more, R, R, K], from `label_map`; the first M are used.
+
+  Returns:
+    (real, fake), float32 [M, R, R, K]; real is one-hot in {-1, 1}.
+  """
+  valid = segmentation.valid_pixels(label)[..., None]
+  real = segmentation.signed_one_hot(label, fake.shape[-1])
+  return real, fake[: label.shape[0]] * valid
+
+
 def mean_w(g: stylegan2.Generator, params, n: int = 4096) -> jax.Array:
   """Mean w [w_dim] over n fixed draws of z."""
   z = jax.random.normal(jax.random.key(0), (n, g.w_dim))
@@ -113,10 +133,8 @@ def make(
 ) -> Method:
   """The GAN stage; see the signature for what each argument does.
 
-  The unlabelled batch trains D_r, the labelled one D_m. A void pixel of a
-  real label is 0 in every channel of D_m's input, and so is the same pixel of
-  the fake it is compared with: void then tells D_m nothing about which of the
-  two is real, and the generator gets no gradient there.
+  The unlabelled batch trains D_r, the labelled one D_m; for void pixels see
+  `label_pairs`.
 
   Raises:
     UserError: an argument outside its choices.
@@ -201,14 +219,17 @@ def make(
       state, 'd_r', tx, loss_fn, penalty, r1_gamma / 2, r1_every, 'r1'
     )
 
-  def update_d_m(state, rng, batch, real_label, fake, fake_label):
+  def update_d_m(state, rng, batch, fake, fake_label):
+    m = batch['image'].shape[0]
+    real_label, fake_label = label_pairs(batch['label'], fake_label)
     image, real_label = augment(
       jax.random.fold_in(rng, 0), batch['image'], real_label
     )
-    fake, fake_label = augment(jax.random.fold_in(rng, 1), fake, fake_label)
+    fake, fake_label = augment(
+      jax.random.fold_in(rng, 1), fake[:m], fake_label
+    )
 
     def loss_fn(params):
-      m = image.shape[0]
       outputs, spectral = score_pairs(
         params, state.extra['spectral'], jnp.concatenate([image, fake]),
         jnp.concatenate([real_label, fake_label]), update=True,
@@ -235,15 +256,14 @@ def make(
     extra = {**state.extra, 'spectral': metrics.pop('spectral')}
     return state.replace(extra=extra), metrics
 
-  def generator_loss(params, state, rng, batch, real_label, n):
-    m = batch['image'].shape[0]
+  def generator_loss(params, state, rng, batch, n):
     image, label = generate(params, jax.random.fold_in(rng, 0), n)
     seen = augment(jax.random.fold_in(rng, 1), image)[0]
     adversarial_r = gan.logistic_g(
       d_r.apply({'params': state.params['d_r']}, seen)
     )
-    valid = segmentation.valid_pixels(batch['label'])[..., None]
-    pair_image, pair_label = image[:m], label[:m] * valid
+    real_label, pair_label = label_pairs(batch['label'], label)
+    pair_image = image[: pair_label.shape[0]]
     if stop_gradient:
       # Keeps D_m, trained on few labels, from over-fitting the images.
       pair_image = jax.lax.stop_gradient(pair_image)
@@ -273,9 +293,9 @@ def make(
     penalty, new_mean, _ = gan.path_length_penalty(synthesize, w_plus, y, mean)
     return path_weight * path_every * penalty, (penalty, new_mean)
 
-  def update_g(state, rng, batch, real_label, n):
+  def update_g(state, rng, batch, n):
     grads, metrics = jax.grad(generator_loss, has_aux=True)(
-      state.params['g'], state, jax.random.fold_in(rng, 0), batch, real_label, n
+      state.params['g'], state, jax.random.fold_in(rng, 0), batch, n
     )
     extra = dict(state.extra)
     if path_every:
@@ -308,17 +328,14 @@ def make(
     rng = jax.random.fold_in(state.rng, state.step)
     k_fake, k_r, k_m, k_g = jax.random.split(rng, 4)
     unlabelled = batch.get('unlabelled', batch['image'])
-    m, n = batch['image'].shape[0], unlabelled.shape[0]
-    real_label = segmentation.signed_one_hot(batch['label'], num_classes)
-    valid = segmentation.valid_pixels(batch['label'])[..., None]
+    n = unlabelled.shape[0]
+    n_fake = max(batch['image'].shape[0], n)
     fake, fake_label = jax.lax.stop_gradient(
-      generate(state.params['g'], k_fake, max(m, n))
+      generate(state.params['g'], k_fake, n_fake)
     )
     state, metrics_r = update_d_r(state, k_r, unlabelled, fake[:n])
-    state, metrics_m = update_d_m(
-      state, k_m, batch, real_label, fake[:m], fake_label[:m] * valid
-    )
-    state, metrics_g = update_g(state, k_g, batch, real_label, max(m, n))
+    state, metrics_m = update_d_m(state, k_m, batch, fake, fake_label)
+    state, metrics_g = update_g(state, k_g, batch, n_fake)
     metrics = {**metrics_r, **metrics_m, **metrics_g, **state.extra['lazy']}
     return state.replace(step=state.step + 1), metrics
 

@@ -1,0 +1,286 @@
+"""The loop: exact resume, signals, nan, records, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_config
+from PIL import Image
+
+from jaxseg import config as jaxseg_config
+from jaxseg import train, workdir as workdirs, writers
+from jaxseg.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+STAGES = ('gan', 'encoder', 'unet')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """24 grey squares on darker noise, 16 of them with a label."""
+  path = tmp_path_factory.mktemp('squares')
+  (path / 'images').mkdir()
+  (path / 'labels').mkdir()
+  rng = np.random.default_rng(0)
+  for i in range(24):
+    image = rng.integers(0, 80, (32, 32), np.uint8)
+    top, left = rng.integers(2, 16, 2)
+    label = np.zeros((32, 32), np.uint8)
+    label[top : top + 12, left : left + 12] = 1
+    image[label == 1] += 150
+    Image.fromarray(image).save(path / 'images' / f'{i:02d}.png')
+    if i < 16:
+      Image.fromarray(label).save(path / 'labels' / f'{i:02d}.png')
+  return path
+
+
+def run(config, workdir, **kwargs):
+  train.train(config, str(workdir), **kwargs)
+
+
+@pytest.fixture(scope='module')
+def straight(folder, tmp_path_factory):
+  """A workdir trained without interruption."""
+  workdir = tmp_path_factory.mktemp('straight')
+  run(tiny_config.get_config(str(folder)), workdir, evaluate_after=True)
+  return workdir
+
+
+def command(folder, workdir, *more):
+  return [
+    sys.executable, '-m', 'jaxseg.train', f'--workdir={workdir}',
+    f'--config=tests/tiny_config.py:{folder}', '--noevaluate', *more,
+  ]  # fmt: skip
+
+
+def arrays(tree):
+  is_key = lambda x: jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
+  )
+
+
+def assert_same_run(one, other):
+  a, b = workdirs.load(one), workdirs.load(other)
+  for stage in STAGES:
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      arrays(a.stages[stage].state), arrays(b.stages[stage].state),
+    )  # fmt: skip
+    name = f'{stage}/metrics.jsonl'
+    assert (one / name).read_text() == (other / name).read_text()
+
+
+def wait_for(path, process, seconds=400):
+  end = time.monotonic() + seconds
+  while not path.exists():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < end, f'{path} did not appear'
+    time.sleep(0.02)
+
+
+@pytest.mark.parametrize('stage', ['gan', 'encoder'])
+def test_killed_and_continued_is_bit_for_bit_the_same(
+  folder, straight, tmp_path, stage
+):
+  process = subprocess.Popen(
+    command(folder, tmp_path), cwd=ROOT, stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+  wait_for(tmp_path / stage / 'checkpoints' / '2', process)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  run(tiny_config.get_config(str(folder)), tmp_path, evaluate_after=False)
+  assert_same_run(straight, tmp_path)
+
+
+def test_records_of_a_run(straight):
+  for stage in STAGES:
+    lines = [
+      json.loads(line)
+      for line in (straight / stage / 'metrics.jsonl').read_text().splitlines()
+    ]
+    assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert list((straight / stage).glob('events.out.tfevents.*'))
+    pictures = sorted(p.name for p in (straight / stage / 'samples').iterdir())
+    assert pictures == ['samples_0000003.png', 'samples_0000006.png']
+    kept = {int(p.name) for p in (straight / stage / 'checkpoints').iterdir()
+            if p.name.isdigit()}  # fmt: skip
+    assert kept == {4, 6}
+  assert json.loads((straight / 'timing.json').read_text()).keys() == set(STAGES)
+
+
+def test_evaluation_at_the_end(straight):
+  metrics = json.loads((straight / 'evaluation' / 'metrics.json').read_text())
+  text = json.dumps(metrics)
+  for row in ('U-Net', 'Ours-NO', 'Ours'):
+    assert row in text
+  assert '<html' in (straight / 'evaluation' / 'report.html').read_text()
+
+
+def test_finished_run_does_nothing(folder, straight):
+  before = (straight / 'gan' / 'metrics.jsonl').stat().st_mtime_ns
+  run(tiny_config.get_config(str(folder)), straight, evaluate_after=False)
+  assert (straight / 'gan' / 'metrics.jsonl').stat().st_mtime_ns == before
+
+
+def unet_config(folder, **changes):
+  c = tiny_config.get_config(str(folder))
+  with c.unlocked():
+    c.stages = ('unet',)
+    c.unet.update(changes)
+  return c
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_signal_saves_and_says_how_to_continue(
+  folder, straight, tmp_path, monkeypatch, name
+):
+  log = train.Loop.log
+
+  def log_and_signal(self, step, *args):
+    log(self, step, *args)
+    if step == 3:
+      signal.raise_signal(getattr(signal, name))
+
+  config = unet_config(folder)
+  # The stage's place decides its random numbers, so keep it: same as straight.
+  config = tiny_config.get_config(str(folder))
+  for stage in ('gan', 'encoder'):
+    os.makedirs(tmp_path / stage)
+    os.symlink(straight / stage / 'checkpoints', tmp_path / stage / 'checkpoints')
+  monkeypatch.setattr(train.Loop, 'log', log_and_signal)
+  with pytest.raises(train.Interrupted, match='step 3.*again to continue'):
+    run(config, tmp_path, evaluate_after=False)
+  monkeypatch.setattr(train.Loop, 'log', log)
+  assert (tmp_path / 'unet' / 'checkpoints' / '3').is_dir()
+  run(config, tmp_path, evaluate_after=False)
+  name = 'unet/metrics.jsonl'
+  assert (tmp_path / name).read_text() == (straight / name).read_text()
+
+
+def test_nan_stops_with_step_and_term_and_keeps_the_good_one(
+  folder, tmp_path, monkeypatch
+):
+  put_batch = train.parallel.put_batch
+  seen = []
+
+  def poisoned(batch, mesh):
+    seen.append(1)
+    if len(seen) == 4:
+      batch = {**batch, 'image': np.full_like(batch['image'], np.nan)}
+    return put_batch(batch, mesh)
+
+  monkeypatch.setattr(train.parallel, 'put_batch', poisoned)
+  with pytest.raises(train.Diverged) as caught:
+    run(unet_config(folder), tmp_path)
+  message = str(caught.value)
+  assert 'step 4' in message and 'ce' in message and 'step 2' in message
+  assert caught.value.exit_code == 6
+  state = workdirs.load(tmp_path).stages['unet'].state
+  assert int(state.step) == 2
+  assert bool(train.all_finite(state.params))
+
+
+def test_workdir_of_another_config_is_refused(folder, straight):
+  c = tiny_config.get_config(str(folder))
+  c.gan.args.r1_gamma = 3.0
+  with pytest.raises(UserError, match=r'gan\.args\.r1_gamma was 10\.0.*3\.0'):
+    run(c, straight)
+  c = tiny_config.get_config(str(folder))
+  c.seed = 1
+  with pytest.raises(UserError, match='seed'):
+    run(c, straight)
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'message'),
+  [
+    ('data.resolution', 48, 'data.resolution is 48.*power of two.*32'),
+    ('data.channels', 2, 'data.channels is 2'),
+    ('data.num_labelled', 500, '500'),
+    ('data.source', 'folder:/nowhere/at/all', '/nowhere/at/all'),
+    ('data.source', 'imagenet', 'imagenet.*digits'),
+    ('gan.total_steps', 0, 'gan.total_steps is 0.*at least 1'),
+    ('gan.args.lr_g', float('nan'), 'gan.args.lr_g is nan'),
+    ('gan.args.r1_gamma', -1.0, 'r1_gamma is -1.0'),
+    ('encoder.init_from', 'unet', "init_from is 'unet'.*earlier stage"),
+    ('eval.splits', ('tset',), 'tset.*test'),
+    ('mesh.data', 999, '999'),
+  ],
+)
+def test_bad_config_is_one_sentence_before_training(
+  folder, tmp_path, path, value, message
+):
+  c = tiny_config.get_config(str(folder))
+  with c.ignore_type():
+    c.update_from_flattened_dict({path: value})
+  with pytest.raises(UserError, match=message):
+    run(c, tmp_path)
+  assert not (tmp_path / 'gan').exists()
+
+
+def test_batch_that_devices_cannot_share(folder, tmp_path):
+  c = tiny_config.get_config(str(folder))
+  c.mesh.data = 8
+  with pytest.raises(UserError, match=r'config\.gan\.batch_size is 4.*8'):
+    run(c, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--config.gan.total_step=3'], 'total_step'),
+    (['--config.gan.total_steps=many'], 'total_steps'),
+    (['--workdir='], '--workdir is missing'),
+    (['--config=configs/no_such_file.py'], 'no_such_file'),
+  ],
+)
+def test_command_line_mistakes_exit_2_without_traceback(
+  folder, tmp_path, arguments, message
+):
+  done = subprocess.run(
+    command(folder, tmp_path, *arguments), cwd=ROOT, capture_output=True,
+    text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2, done.stderr
+  assert message in done.stderr and 'Traceback' not in done.stderr
+  assert not (tmp_path / 'gan').exists()
+
+
+def test_itstime():
+  assert [s for s in range(1, 8) if train.itstime(s, 3, s == 7)] == [3, 6, 7]
+  assert not train.itstime(7, 0, True)
+
+
+def test_watched_remembers_the_first_bad_step():
+  class State:
+    step = jax.numpy.asarray(5)
+
+  step = lambda value: lambda state, batch: (State, {'loss': value})
+  bad = jax.numpy.asarray(-1)
+  assert int(train.watched(step(1.0))(None, bad, None)[1]) == -1
+  bad = train.watched(step(np.inf))(None, bad, None)[1]
+  assert int(bad) == 5
+  State.step = jax.numpy.asarray(6)
+  assert int(train.watched(step(np.nan))(None, bad, None)[1]) == 5
+
+
+def test_default_config_is_locked():
+  with pytest.raises((AttributeError, KeyError)):
+    jaxseg_config.default().data.resolutoin = 64
+  with pytest.raises(KeyError, match='r1_gama'):
+    jaxseg_config.stage('semantic_gan', r1_gama=1.0)
+
+
+def test_progress_is_printed(capsys):
+  writers.say('hello')
+  assert capsys.readouterr().out == 'hello\n'
