@@ -33,7 +33,8 @@ class Source(NamedTuple):
     label: id -> uint8 [H, W] of class ids and 255 (void); None: unlabelled.
     has_label: id -> bool, without decoding anything.
     path: id -> the file, for messages.
-    cache: resized arrays by (id, resolution), filled by the pipeline.
+    cache: resized arrays by (kind, id, side), filled by the pipeline.
+    in_memory: whether reading a label costs nothing.
   """
 
   name: str
@@ -48,6 +49,7 @@ class Source(NamedTuple):
   has_label: Callable[[str], bool]
   path: Callable[[str], str]
   cache: dict | None = None
+  in_memory: bool = False
 
 
 def load(spec: str, channels: int) -> Source:
@@ -114,6 +116,7 @@ def _in_memory(name, channels, class_names, palette, arrays):
     has_label=labels.__contains__,
     path=lambda id_: f'{name}:{id_}',
     cache={},
+    in_memory=True,
   )
 
 

@@ -13,7 +13,7 @@ from jaxseg.errors import UserError
 
 Ids = tuple[str, ...]
 
-# Labels read to find out which images show which classes.
+# Label files read to find out which images show which classes.
 MAX_STRATIFY_LABELS = 500
 
 
@@ -177,14 +177,12 @@ def _take(source, pool, fraction, budget, rng):
   """Splits `pool` into (labelled groups of a fraction, the rest)."""
   groups = _grouped(source, pool)
   kept = {source.groups.get(id_, id_) for id_ in budget}
-  able = [
-    g
-    for g, ids in groups.items()
-    if g not in kept and all(source.has_label(id_) for id_ in ids)
-  ]
+  whole = [g for g, ids in groups.items() if all(map(source.has_label, ids))]
+  able = [g for g in whole if g not in kept]
   able = [able[i] for i in rng.permutation(len(able))]
   # Rounded, yet never none of a set that has groups to spare.
-  count = max(round(fraction * len(able)), int(fraction > 0 and len(able) > 3))
+  least = int(fraction > 0 and len(able) > 3)
+  count = max(round(fraction * len(whole)), least)
   taken = {id_ for g in able[:count] for id_ in groups[g]}
   return (
     tuple(id_ for id_ in pool if id_ in taken),
@@ -217,11 +215,11 @@ def _labelled(source, pool, n, budget, seed):
     )
   if budget:
     return budget
-  return tuple(_stratified_order(source, able, seed)[:n])
+  return tuple(_stratified_order(source, able, seed, n)[:n])
 
 
-def _stratified_order(source, ids, seed):
-  """Orders ids by groups so that every beginning is a fair sample.
+def _stratified_order(source, ids, seed, n):
+  """Orders ids by groups so that each of the first n beginnings is fair.
 
   The next group is one that shows the class that is furthest behind its
   frequency, the rarest first; so each class comes once before any comes
@@ -231,26 +229,27 @@ def _stratified_order(source, ids, seed):
   rng = np.random.default_rng([seed, 2])
   groups = [groups[i] for i in rng.permutation(len(groups))]
   k = len(source.class_names)
+  limit = len(ids) if source.in_memory else MAX_STRATIFY_LABELS
   shown, read = [], 0
   for group in groups:  # one row a group: which classes it shows
-    if read >= MAX_STRATIFY_LABELS:
+    if read >= limit:
       break
     row = np.zeros(k, bool)
-    for id_ in group[: MAX_STRATIFY_LABELS - read]:
+    for id_ in group[: limit - read]:
       row |= np.bincount(source.label(id_).ravel(), minlength=256)[:k] > 0
       read += 1
     shown.append(row)
   shown = np.array(shown)
-  return [id_ for i in _fair_order(shown, len(groups)) for id_ in groups[i]]
+  return [id_ for i in _fair_order(shown, len(groups), n) for id_ in groups[i]]
 
 
-def _fair_order(shown, n):
-  """Orders 0..n-1 given which classes (bool [m, K]) the first m show."""
+def _fair_order(shown, total, n):
+  """Orders 0..total-1, n with care; shown: bool [m, K], classes of 0..m-1."""
   left = np.ones(len(shown), bool)
   frequency = shown.mean(0)
   count = np.zeros(shown.shape[1])
   order = []
-  while left.any():
+  while left.any() and len(order) < n:
     open_ = (shown & left[:, None]).any(0)
     if not open_.any():
       break
@@ -261,7 +260,7 @@ def _fair_order(shown, n):
     left[pick] = False
     count += shown[pick]
   order += list(np.flatnonzero(left))
-  return order + list(range(len(shown), n))
+  return order + list(range(len(shown), total))
 
 
 def _refuse_leaks(source, splits):

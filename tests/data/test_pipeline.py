@@ -1,0 +1,212 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from jaxseg.data import images, pipeline, sources, splits
+from jaxseg.errors import UserError
+
+
+@pytest.fixture
+def source(write_folder):
+  root = write_folder(
+    n=12,
+    unlabelled=3,
+    splits={
+      'train': [f'{i:03d}' for i in range(7)] + ['012', '013', '014'],
+      'val': ['007'],
+      'test': [f'{i:03d}' for i in range(8, 12)],
+    },
+  )
+  return sources.load(f'folder:{root}', 1)
+
+
+@pytest.fixture
+def stream(source, config):
+  """Returns a function that gives batches first..last of a training run."""
+  drawn = splits.make_splits(source, config.data, 0)
+
+  def batches(first=0, last=8, **kwargs):
+    kwargs = dict(batch_size=4, unlabelled_batch_size=6, seed=1) | kwargs
+    it = pipeline.train_batches(
+      source, drawn, config, start_step=first, **kwargs
+    )
+    found = list(itertools.islice(it, last - first))
+    it.close()
+    return found
+
+  return batches
+
+
+@pytest.fixture(params=[False, True], ids=['plain', 'augmented'])
+def augmented(request, config):
+  if request.param:
+    config.data.augment.flip = True
+    config.data.augment.shift = 0.2
+    config.data.augment.brightness = 0.2
+  return request.param
+
+
+def assert_same(a, b):
+  assert len(a) == len(b)
+  for x, y in zip(a, b, strict=True):
+    assert x.keys() == y.keys()
+    for key in x:
+      np.testing.assert_array_equal(x[key], y[key])
+
+
+def numbers(batch_images):
+  """The number of each image, which `write_folder` adds to its pixels."""
+  return [round(float((x.min() + 1) * 127.5)) for x in batch_images]
+
+
+def test_batches(stream, augmented):
+  (batch,) = stream(0, 1)
+  assert batch['image'].shape == (4, 32, 32, 1)
+  assert batch['image'].dtype == batch['unlabelled'].dtype == np.float32
+  assert batch['label'].shape == (4, 32, 32)
+  assert batch['label'].dtype == np.int32
+  assert batch['unlabelled'].shape == (6, 32, 32, 1)
+  for key in ('image', 'unlabelled'):
+    assert -1 <= batch[key].min() < batch[key].max() <= 1
+
+
+def test_image_fits_its_label(stream):
+  for batch in stream(0, 3):
+    number = np.array(numbers(batch['image'])).reshape(-1, 1, 1)
+    expected = (batch['label'] * 100 + number) / 127.5 - 1
+    np.testing.assert_allclose(batch['image'][..., 0], expected, atol=1e-6)
+
+
+def test_grey_levels_span_the_range():
+  ends = pipeline._normalise(np.array([0, 255], np.uint8))
+  np.testing.assert_array_equal(ends, np.float32([-1, 1]))
+
+
+def test_every_epoch_shows_every_image_once(stream, source, config):
+  drawn = splits.make_splits(source, config.data, 0)
+  seen = [numbers(b['unlabelled']) for b in stream(0, 10)]  # 6 epochs of 10
+  epochs = np.array(seen).reshape(6, 10)
+  for epoch in epochs:
+    assert sorted(epoch) == sorted(map(int, drawn.unlabelled))
+  assert len({tuple(epoch) for epoch in epochs}) > 1
+  labelled = {n for b in stream(0, 4) for n in numbers(b['image'])}
+  assert labelled == set(map(int, drawn.labelled))
+
+
+def test_same_seed_same_batches(stream, augmented):
+  assert_same(stream(0, 4), stream(0, 4))
+  other = stream(0, 4, seed=2)
+  assert not np.array_equal(stream(0, 1)[0]['image'], other[0]['image'])
+
+
+def test_resume(stream, augmented):
+  whole = stream(0, 8)
+  for k in (1, 5):
+    assert_same(whole[k:], stream(k, 8))
+
+
+def test_state(source, config):
+  drawn = splits.make_splits(source, config.data, 0)
+  kwargs = dict(batch_size=2, unlabelled_batch_size=2, seed=0)
+  a = pipeline.train_batches(source, drawn, config, **kwargs)
+  for _ in range(3):
+    next(a)
+  state = json.loads(json.dumps(a.state()))
+  assert state == {'next_step': 3}
+  b = pipeline.train_batches(
+    source, drawn, config, start_step=state['next_step'], **kwargs
+  )
+  assert b.state() == state
+  assert_same([next(a), next(a)], [next(b), next(b)])
+
+
+@pytest.mark.parametrize('count', [2])
+def test_processes_share_the_same_batches(stream, augmented, count):
+  whole = stream(0, 5)
+  parts = [
+    stream(0, 5, process_index=i, process_count=count) for i in range(count)
+  ]
+  for step, batch in enumerate(whole):
+    for key, array in batch.items():
+      merged = np.empty_like(array)
+      for i in range(count):
+        assert len(parts[i][step][key]) == len(array) // count
+        merged[i::count] = parts[i][step][key]
+      np.testing.assert_array_equal(merged, array)
+
+
+def test_augmentation_differs_between_epochs(stream, config):
+  config.data.augment.shift = 0.2
+  config.data.num_labelled = 4
+  pictures = {x.tobytes() for b in stream(0, 5) for x in b['image']}
+  assert len(pictures) == 20
+
+
+def test_one_stream_alone(stream):
+  assert set(stream(0, 1, unlabelled_batch_size=0)[0]) == {'image', 'label'}
+  assert set(stream(0, 1, batch_size=0)[0]) == {'unlabelled'}
+  with pytest.raises(UserError, match='both 0'):
+    stream(0, 1, batch_size=0, unlabelled_batch_size=0)
+
+
+def test_uncached_files_give_the_same(stream, config):
+  cached = stream(0, 2)
+  config.data.cache = False
+  assert_same(cached, stream(0, 2))
+
+
+def test_empty_stream(source, config):
+  drawn = splits.make_splits(source, config.data, 0)._replace(unlabelled=())
+  with pytest.raises(UserError, match='no unlabelled images'):
+    pipeline.train_batches(
+      source, drawn, config, batch_size=1, unlabelled_batch_size=1, seed=0
+    )
+
+
+def test_batch_that_cannot_be_shared(stream):
+  with pytest.raises(UserError, match='batch_size is 3, expected a multiple'):
+    stream(0, 1, batch_size=3, process_count=2)
+
+
+@pytest.mark.parametrize('n, batch_size', [(4, 3), (4, 4), (1, 8), (0, 2)])
+def test_eval_batches(source, config, n, batch_size):
+  ids = ['008', '009', '010', '011'][:n]
+  batches = list(pipeline.eval_batches(source, ids, config, batch_size))
+  assert len(batches) == -(-n // batch_size)
+  for batch in batches:
+    assert batch['image'].shape == (batch_size, 32, 32, 1)
+    assert batch['image'].dtype == np.float32
+    assert batch['label'].dtype == np.int32 and len(batch['ids']) == batch_size
+    padding = ~batch['valid']
+    assert (batch['label'][padding] == images.VOID).all()
+    assert (batch['label'][batch['valid']] < 2).all()
+    for id_, valid, number in zip(
+      batch['ids'], batch['valid'], numbers(batch['image']), strict=True
+    ):
+      assert valid == bool(id_)
+      assert not valid or number == int(id_)
+  assert [i for b in batches for i in b['ids'] if i] == ids
+  assert sum(b['valid'].sum() for b in batches) == n
+
+
+def test_eval_of_unlabelled_images(source, config):
+  (batch,) = pipeline.eval_batches(source, ['012'], config, 1)
+  assert (batch['label'] == images.VOID).all() and batch['valid'].all()
+
+
+def test_resolutions(write_folder, config):
+  source = sources.load(f'folder:{write_folder(n=2, side=50)}', 3)
+  examples = pipeline.Examples(source, config.data)
+  assert examples.image('000').shape == (32, 32, 3)
+  assert examples.label('000').shape == (32, 32)
+  assert examples.original_label('000').shape == (50, 50)
+  assert examples.image('000') is examples.image('000')
+  with pytest.raises(ValueError, match='read-only'):
+    examples.image('000')[0] = 0
+
+
+def test_original_label_must_exist(source, config):
+  with pytest.raises(UserError, match='012.png: the image has no label'):
+    pipeline.Examples(source, config.data).original_label('012')

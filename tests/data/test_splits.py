@@ -1,0 +1,257 @@
+import json
+
+import numpy as np
+import pytest
+
+from jaxseg.data import sources, splits
+from jaxseg.errors import UserError
+
+
+def make_source(labels, groups=None, budgets=None, unlabelled=(), **parts):
+  """A source in memory: {id: class ids shown}; parts are its splits."""
+  used = set(labels) | set(unlabelled)
+  names = {i: i for i in used}
+  return sources.Source(
+    name='made',
+    class_names=tuple('abcd'),
+    palette=sources.voc_palette(4),
+    channels=1,
+    splits={k: tuple(v) for k, v in parts.items()} or {'all': tuple(labels)},
+    budgets=budgets or {},
+    groups=groups or {},
+    image=lambda id_: np.zeros((8, 8, 1), np.uint8),
+    label=lambda id_: np.resize(np.array(labels[id_], np.uint8), (8, 8)),
+    has_label=labels.__contains__,
+    path=lambda id_: f'made:{names[id_]}',
+  )
+
+
+IDS = [f'{i:03d}' for i in range(200)]
+PLAIN = {id_: [0, 1, 2, 3] for id_ in IDS}
+
+
+def test_drawn_parts(config):
+  config.data.num_labelled = 30
+  s = splits.make_splits(make_source(PLAIN), config.data, 0)
+  assert (len(s.test), len(s.val)) == (40, 16)
+  assert len(s.labelled) == 30 and set(s.labelled) <= set(s.unlabelled)
+  parts = [set(s.unlabelled), set(s.val), set(s.test)]
+  assert set.union(*parts) == set(IDS) and sum(map(len, parts)) == 200
+
+
+def test_drawn_parts_leave_labels_to_train_on(config):
+  """A fraction of the labelled images, however many others there are."""
+  labels = {i: PLAIN[i] for i in IDS[:20]}
+  source = make_source(labels, unlabelled=IDS[20:], train=IDS)
+  s = splits.make_splits(source, config.data, 0)
+  assert (len(s.test), len(s.val), len(s.labelled)) == (4, 2, 4)
+
+
+def test_seed_decides(config):
+  source = make_source(PLAIN)
+  a, b, c = (splits.make_splits(source, config.data, s) for s in (0, 0, 1))
+  assert a == b and a.hash == b.hash
+  assert set(a.labelled) != set(c.labelled) and a.test != c.test
+  assert a.hash != c.hash
+
+
+def test_nested(config):
+  source = make_source(PLAIN)
+  drawn = []
+  for n in (1, 9, 30, 144):
+    config.data.num_labelled = n
+    drawn.append(splits.make_splits(source, config.data, 3))
+  for small, large in zip(drawn, drawn[1:], strict=False):
+    assert large.labelled[: len(small.labelled)] == small.labelled
+    assert large.test == small.test and large.val == small.val
+
+
+def test_stratified(config):
+  """Each class first, then each as often as in the whole."""
+  labels = {id_: [0, 1 + (i % 10 == 0)] for i, id_ in enumerate(IDS)}
+  labels['123'] = [0, 3]
+  source = make_source(labels, train=IDS, val=[], test=[])
+  for seed in range(5):
+    config.data.num_labelled = 3
+    few = splits.make_splits(source, config.data, seed).labelled
+    assert {c for id_ in few for c in labels[id_]} == {0, 1, 2, 3}
+    config.data.num_labelled = 100
+    many = splits.make_splits(source, config.data, seed).labelled
+    assert sum(2 in labels[id_] for id_ in many) in (9, 10, 11)
+
+
+def test_few_labels_are_read(config, monkeypatch):
+  monkeypatch.setattr(splits, 'MAX_STRATIFY_LABELS', 7)
+  source, read = make_source(PLAIN), []
+  label = source.label
+  source = source._replace(label=lambda i: (read.append(i), label(i))[1])
+  config.data.num_labelled = 50
+  assert len(splits.make_splits(source, config.data, 0).labelled) == 50
+  assert len(read) == 7
+
+
+def test_groups_stay_together(config):
+  groups = {id_: f'patient {i // 10}' for i, id_ in enumerate(IDS)}
+  config.data.num_labelled = 20
+  s = splits.make_splits(make_source(PLAIN, groups), config.data, 0)
+
+  def patients(ids):
+    return {groups[i] for i in ids}
+
+  assert len(patients(s.labelled)) == 2
+  assert patients(s.test).isdisjoint(patients(s.unlabelled))
+  assert patients(s.val).isdisjoint(patients(s.unlabelled + s.test))
+
+
+def test_official_budget_wins(config):
+  budgets = {'4': ('009', '001', '007', '003')}
+  source = make_source(PLAIN, budgets=budgets)
+  s = splits.make_splits(source, config.data, 5)
+  assert s.labelled == budgets['4'] and len(s.test) == 40
+  config.data.num_labelled = 3
+  assert not set(splits.make_splits(source, config.data, 5).labelled) <= set(
+    budgets['4']
+  )
+
+
+def test_budget_outside_train(config):
+  source = make_source(
+    PLAIN, budgets={'4': IDS[100:104]}, train=IDS[:100], test=IDS[100:], val=[]
+  )
+  with pytest.raises(UserError, match="made:100: .* budget '4'"):
+    splits.make_splits(source, config.data, 0)
+
+
+def test_zero_means_all(config):
+  config.data.num_labelled = 0
+  s = splits.make_splits(
+    make_source(PLAIN, train=IDS[:50], val=IDS[50:60], test=IDS[60:]),
+    config.data,
+    0,
+  )
+  assert s.labelled == tuple(IDS[:50])
+
+
+def test_unlabelled_parts(config):
+  source = make_source(
+    {i: PLAIN[i] for i in IDS[:20]},
+    unlabelled=['u', 'v', 'w'],
+    train=[*IDS[:10], 'u'],
+    val=IDS[10:12],
+    test=IDS[12:20],
+    unlabelled_more=['v'],
+    ood_far=['w'],
+  )
+  source.splits['unlabelled'] = ('w',)
+  del source.splits['ood_far']
+  config.data.unlabelled = ('unlabelled_more',)
+  s = splits.make_splits(source, config.data, 0)
+  assert set(s.unlabelled) == {*IDS[:10], 'u', 'v', 'w'}
+  config.data.unlabelled_includes_labelled = False
+  s = splits.make_splits(source, config.data, 0)
+  assert set(s.unlabelled) == {*IDS[:10], 'u', 'v', 'w'} - set(s.labelled)
+
+
+def test_ood(config):
+  parts = dict(train=IDS[:10], val=[], test=IDS[10:12])
+  source = make_source(PLAIN, **parts, ood_a=IDS[12:14], ood_b=IDS[14:15])
+  s = splits.make_splits(source, config.data, 0)
+  assert s.ood == {'ood_a': ('012', '013'), 'ood_b': ('014',)}
+  config.data.ood = ('ood_b',)
+  assert list(splits.make_splits(source, config.data, 0).ood) == ['ood_b']
+
+
+@pytest.mark.parametrize('field', ['ood', 'unlabelled'])
+def test_unknown_split(config, field):
+  config.data[field] = ('nowhere',)
+  with pytest.raises(UserError, match=f"data.{field} names .*'nowhere'.*'all'"):
+    splits.make_splits(make_source(PLAIN), config.data, 0)
+
+
+def test_no_train_split(config):
+  with pytest.raises(UserError, match="expected one named 'train'"):
+    splits.make_splits(make_source(PLAIN, test=IDS), config.data, 0)
+
+
+def test_zero_labelled(config):
+  source = make_source({}, unlabelled=IDS, train=IDS, val=[], test=[])
+  with pytest.raises(UserError, match='no labelled image to train on'):
+    splits.make_splits(source, config.data, 0)
+
+
+def test_fewer_than_asked_for(config):
+  config.data.num_labelled = 11
+  source = make_source(PLAIN, train=IDS[:10], val=[], test=[])
+  with pytest.raises(UserError, match='num_labelled is 11, but .* has 10'):
+    splits.make_splits(source, config.data, 0)
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [('num_labelled', -1), ('val_fraction', 1.0), ('test_fraction', -0.1)],
+)
+def test_bad_numbers(config, field, value):
+  config.data[field] = value
+  with pytest.raises(UserError, match=f'config.data.{field} is {value}'):
+    splits.make_splits(make_source(PLAIN), config.data, 0)
+  with pytest.raises(UserError, match='config.seed is -1'):
+    splits.make_splits(make_source(PLAIN), config.data, -1)
+
+
+def test_require_unlabelled(config):
+  config.data.unlabelled_includes_labelled = False
+  config.data.num_labelled = 0
+  source = make_source(PLAIN, train=IDS[:10], val=[], test=[])
+  s = splits.make_splits(source, config.data, 0)
+  with pytest.raises(UserError, match='no unlabelled images'):
+    splits.require_unlabelled(s)
+  config.data.num_labelled = 9
+  splits.require_unlabelled(splits.make_splits(source, config.data, 0))
+
+
+@pytest.mark.parametrize('part', ['val', 'test', 'ood_x'])
+def test_image_in_training_and_scoring(config, part):
+  parts = {'val': [], 'test': []} | {part: IDS[9:12]}
+  source = make_source(PLAIN, train=IDS[:10], **parts)
+  with pytest.raises(UserError, match=f"1 images of split '{part}'.*made:009"):
+    splits.make_splits(source, config.data, 0)
+
+
+def test_group_in_training_and_scoring(config):
+  groups = {'003': 'anna', '011': 'anna'}
+  source = make_source(PLAIN, groups, train=IDS[:10], val=[], test=IDS[10:12])
+  with pytest.raises(UserError, match="group 'anna'.*split 'test'"):
+    splits.make_splits(source, config.data, 0)
+
+
+def test_unlabelled_images_of_a_scored_split(config):
+  config.data.unlabelled = ('ood_x',)
+  source = make_source(PLAIN, train=IDS[:10], val=[], test=[], ood_x=IDS[20:30])
+  with pytest.raises(UserError, match="10 images of split 'ood_x' also train"):
+    splits.make_splits(source, config.data, 0)
+
+
+def test_save_and_load(config, tmp_path):
+  source = make_source(
+    PLAIN, train=IDS[:10], val=['010'], test=[], ood_x=['011']
+  )
+  s = splits.make_splits(source, config.data, 0)
+  splits.save_splits(tmp_path / 'splits.json', s)
+  assert splits.load_splits(tmp_path / 'splits.json') == s
+
+
+def test_load_refuses_damaged_and_edited_files(config, tmp_path):
+  path = tmp_path / 'splits.json'
+  with pytest.raises(UserError, match='cannot be read'):
+    splits.load_splits(path)
+  path.write_text('{"labelled": []}')
+  with pytest.raises(UserError, match='cannot be read'):
+    splits.load_splits(path)
+  splits.save_splits(
+    path, splits.make_splits(make_source(PLAIN), config.data, 0)
+  )
+  content = json.loads(path.read_text())
+  content['test'].pop()
+  path.write_text(json.dumps(content))
+  with pytest.raises(UserError, match='was edited'):
+    splits.load_splits(path)
