@@ -67,11 +67,11 @@ def laptop(c):
   return jaxseg_config.add_stages(
     c,
     gan=stage(
-      'semantic_gan', total_steps=12_000, batch_size=8,
+      'semantic_gan', total_steps=8000, batch_size=8,
       unlabelled_batch_size=16, w_dim=128, mapping_depth=4,
       channel_multiplier=0.09375, channel_max=64, d_m_width=16,
       label_output='softmax', lr_g=0.0025, lr_d=0.0025, r1_gamma=5.0,
-      r1_gamma_m=1.0, d_m_weight=0.5, feature_matching=0.5, path_every=0,
+      r1_gamma_m=5.0, d_m_weight=0.5, feature_matching=0.5, path_every=0,
       ema_half_life=5000.0,
       log_every=100, checkpoint_every=500, picture_every=500,
     ),

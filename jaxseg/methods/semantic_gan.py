@@ -37,7 +37,8 @@ class Networks(NamedTuple):
 def networks(
   num_classes: int, resolution: int, channels: int, *, w_dim: int = 512,
   mapping_depth: int = 8, channel_multiplier: float = 2.0,
-  channel_max: int = 512, d_m_width: int = 64, d_m_scales: int = 3,
+  channel_max: int = 512, stddev_group: int = 4, d_m_width: int = 64,
+  d_m_scales: int = 3,
   dtype: str = 'float32', **_,
 ) -> Networks:
   """Builds the modules from `make`'s arguments; the others are ignored."""
@@ -48,7 +49,7 @@ def networks(
     stylegan2.Generator(
       resolution, channels, num_classes, w_dim, mapping_depth, **width
     ),
-    stylegan2.Discriminator(resolution, **width),
+    stylegan2.Discriminator(resolution, stddev_group=stddev_group, **width),
     discriminators.MultiscaleDiscriminator(d_m_scales, d_m_width, dtype),
   )
 
@@ -106,6 +107,7 @@ def make(
   mapping_depth: int = 8,
   channel_multiplier: float = 2.0,  # channels(r) = min(max, m 16384 / r)
   channel_max: int = 512,
+  stddev_group: int = 4,  # images D_r compares; more fights mode collapse
   d_m_width: int = 64,
   d_m_scales: int = 3,
   dtype: str = 'float32',  # of the convolutions; 'bfloat16' on TPU and GPU
