@@ -24,28 +24,32 @@ class System(NamedTuple):
     stage: name of the stage it was trained in.
     apply: (state, images) -> Prediction.
     state: of that stage.
+    refined: whether it uses test-time optimisation.
   """
 
   name: str
   stage: str
   apply: Callable[[TrainState, jax.Array], Prediction]
   state: TrainState
+  refined: bool = False
 
 
 def systems(trained: workdir.Trained, refine: bool = True) -> list[System]:
   """Lists all that a trained workdir can label images with.
 
   A method with test-time optimisation gives two: 'LABEL-NO' without it and,
-  if `refine`, 'LABEL' with it.
+  if `refine`, 'LABEL' with it. A name that is taken gets its stage added.
   """
   found = []
   for stage, (method, state, label) in trained.stages.items():
     if method.predict is None:
       continue
+    taken = {name.removesuffix('-NO') for name, *_ in found}
+    label = f'{label} ({stage})' if label in taken else label
     plain = label if method.refine is None else f'{label}-NO'
     found.append(System(plain, stage, method.predict, state))
     if refine and method.refine is not None:
-      found.append(System(label, stage, method.refine, state))
+      found.append(System(label, stage, method.refine, state, True))
   return found
 
 
@@ -159,7 +163,8 @@ def label_at(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def to_input(image: np.ndarray, config) -> np.ndarray:
   """Makes uint8 [H, W, C] what networks see: float32 [R, R, C] in [-1, 1]."""
   image = image_files.resize_image(image, config.data.resolution)
-  return image.astype(np.float32) / 127.5 - 1
+  # As the training pipeline does, to the last bit.
+  return image * np.float32(1 / 127.5) - np.float32(1)
 
 
 def predict_images(

@@ -18,6 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from jaxseg import errors, visualize, workdir, writers
+from jaxseg.config import parse_flags
 from jaxseg.data import images as image_files
 from jaxseg.errors import UserError
 from jaxseg.inference import (
@@ -248,4 +249,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == '__main__':
   _define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

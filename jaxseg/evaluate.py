@@ -1,0 +1,331 @@
+"""Scores a trained workdir on named splits.
+
+  python -m jaxseg.evaluate --workdir=W --splits=test,ood
+
+Prints a table and writes W/evaluation/: metrics.json, table.md, report.html
+and overlays/SPLIT/ID.png (image, each system's labels, the truth); see
+jaxseg/results.py. What is done is kept: run it again after an interruption, or
+with further splits. It is done anew where the checkpoint, the split or the
+config has changed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+import jaxseg
+from jaxseg import errors, gallery, inference, report, workdir, writers
+from jaxseg.config import parse_flags
+from jaxseg.data import pipeline, sources
+from jaxseg.data import splits as data_splits
+from jaxseg.errors import UserError
+from jaxseg.metrics import segmentation
+from jaxseg.results import MAJORITY, Results
+
+SAY_EVERY = 5.0  # seconds between progress lines
+
+
+def evaluate(
+  trained: workdir.Trained,
+  source: sources.Source,
+  splits: data_splits.Splits,
+  config: ConfigDict,
+  output: str | os.PathLike,
+  systems: Sequence[str] | None = None,
+  split_names: Sequence[str] | None = None,
+  overwrite: bool = False,
+) -> report.Scores:
+  """Scores each system on each split, at the labels' own resolution.
+
+  Args:
+    trained: from `jaxseg.workdir.load`.
+    source: the data set.
+    splits: of the training run.
+    config: `seed`, `data`, `eval` and `mesh` are read.
+    output: folder for the results.
+    systems: names of systems (see `inference.systems`); None: all, those with
+      test-time optimisation only if `config.eval.refine`.
+    split_names: see `resolve_splits`; None: `config.eval.splits`.
+    overwrite: do everything anew.
+
+  Returns:
+    {split: {system: `metrics.segmentation.summarize` + {'images',
+    'seconds_per_image', 'confusion_matrix'}}} of all that was ever asked for
+    and still holds; also in metrics.json.
+
+  Raises:
+    UserError: an unknown split or system; an image without a label.
+  """
+  if split_names is None:
+    split_names = config.eval.splits
+  wanted = resolve_splits(splits, split_names)
+  chosen = _choose(inference.systems(trained), systems, config.eval.refine)
+  job = _Job(trained, source, splits, config, output)
+  if not overwrite:
+    job.results.read(job.ids, job.key)
+  size = min(config.eval.batch_size, max(len(job.ids[s]) for s in wanted))
+  programs = {}  # compiled once for all splits
+  try:
+    for split in wanted:
+      job.score_majority(split)
+      for system in chosen:
+        if job.results.has(split, system.name):
+          continue
+        if system.name not in programs:
+          writers.say(f'{system.name}: compiling ...')
+          programs[system.name] = inference.compile_system(system, config, size)
+        job.score(split, system, programs[system.name], size)
+      gallery.write_overlays(job.results, source, split, job.ids[split])
+  finally:
+    job.write_reports()
+  scores = job.results.scores()
+  writers.say(report.markdown(report.score_table(scores)))
+  writers.say(f'report: {Path(output) / "report.html"}')
+  return scores
+
+
+def resolve_splits(
+  splits: data_splits.Splits, names: Sequence[str]
+) -> list[str]:
+  """Expands 'ood' to every out-of-domain split and drops empty splits.
+
+  Raises:
+    UserError: an unknown name, or no image in any of them.
+  """
+  known = _ids_by_split(splits)
+  found = []
+  for name in names:
+    if name == 'ood' and name not in known:
+      found += list(splits.ood)
+    elif name in known:
+      found.append(name)
+    else:
+      raise UserError(
+        f'--splits (config.eval.splits): {name!r} is no split of this run, '
+        f'expected some of {", ".join(dict.fromkeys([*known, "ood"]))}'
+      )
+  found = [name for name in dict.fromkeys(found) if known[name]]
+  if not found:
+    raise UserError(
+      f'--splits (config.eval.splits): no image in {", ".join(names) or "()"},'
+      f' expected some of {", ".join(name for name in known if known[name])}'
+    )
+  return found
+
+
+def draw(ids: Sequence[str], most: int, seed: int) -> list[str]:
+  """Returns at most `most` (0: all) of the ids, drawn by seed, in order."""
+  if not most or most >= len(ids):
+    return list(ids)
+  chosen = np.random.default_rng([seed, len(ids)]).permutation(len(ids))[:most]
+  return [ids[i] for i in sorted(chosen)]
+
+
+class _Job:
+  """One call of `evaluate`."""
+
+  def __init__(self, trained, source, splits, config, output):
+    self.trained, self.source = trained, source
+    self.splits, self.config = splits, config
+    self.names, self.palette = list(trained.class_names), trained.palette
+    systems = inference.systems(trained)
+    self.results = Results(output, systems, self.names, self.palette)
+    self.weights = {s.stage: inference.fingerprint(s.state) for s in systems}
+    self.original_label = pipeline.Examples(source, config.data).original_label
+    self.ids = {
+      split: draw(ids, config.eval.max_images, config.seed)
+      for split, ids in _ids_by_split(splits).items()
+    }
+
+  def key(self, split, system):
+    """What a result depends on, as a short hash."""
+    data = self.config.data
+    parts = [self.names, self.splits.hash, self.ids[split], data.source]
+    if system:
+      stage = self.trained.config.get(system.stage)
+      args = json.loads(stage.args.to_json_best_effort()) if stage else None
+      parts += [data.resolution, data.channels, self.weights[system.stage]]
+      parts += [system.name, system.refined, args]
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+  def keep(self, split, system, cm, seconds):
+    scores = segmentation.summarize(cm, self.names) | {
+      'images': len(self.ids[split]),
+      'seconds_per_image': seconds,
+      'confusion_matrix': cm.tolist(),
+    }
+    name = system.name if system else MAJORITY
+    self.results.keep(split, name, self.key(split, system), scores)
+
+  def counts(self, id_):
+    """Pixels of each class in the label of an image."""
+    label = self.original_label(id_)
+    try:
+      return segmentation.class_counts(label, len(self.names))
+    except ValueError as error:
+      raise UserError(
+        f'{self.source.path(id_)}: {error}; correct the label file'
+      ) from None
+
+  def score_majority(self, split):
+    if self.results.has(split, MAJORITY):
+      return
+    train, truth = (
+      sum(self.counts(id_) for id_ in ids)
+      for ids in (self.splits.labelled, self.ids[split])
+    )
+    cm = segmentation.majority_class_baseline(train, truth)
+    self.keep(split, None, cm, math.nan)
+
+  def score(self, split, system, run, batch_size):
+    """Labels a split; writes masks, reconstructions and per-image scores."""
+    self.results.save()  # forgets the old result: its masks go now
+    ids, config = self.ids[split], self.config
+    total = np.zeros((len(self.names),) * 2, np.int64)
+    rows, times = {}, []
+    progress = writers.Progress(f'{split}  {system.name}', len(ids))
+    said = time.monotonic()
+    for batch in pipeline.eval_batches(self.source, ids, config, batch_size):
+      prediction, seconds = run(batch['image'][batch['valid']])
+      times.append(seconds)
+      for j, id_ in enumerate(batch['ids'][: batch['valid'].sum()]):
+        cm = self.score_image(split, system, id_, prediction, j)
+        total += cm
+        trust = None if prediction.trust is None else prediction.trust[j]
+        scores = segmentation.summarize(cm, self.names)
+        rows[id_] = scores | {'trust': trust}
+      if time.monotonic() - said > SAY_EVERY:
+        said = time.monotonic()
+        miou = segmentation.summarize(total, self.names)['miou']
+        writers.say(progress.line(len(rows), {'mIoU': miou}))
+    self.results.write_per_image(split, system, rows)
+    self.keep(split, system, total, float(np.mean(times)))
+
+  def score_image(self, split, system, id_, prediction, j):
+    """Writes the pictures of image j of a batch; returns its matrix."""
+    label = self.original_label(id_)
+    mask = inference.label_at(prediction.probabilities[j], label.shape)
+    self.results.write_mask(split, system, id_, mask)
+    if prediction.reconstruction is not None:
+      image = prediction.reconstruction[j]
+      self.results.write_reconstruction(split, system, id_, image)
+    return segmentation.confusion_matrix(label, mask, len(self.names))
+
+  def write_reports(self):
+    """Writes table.md and report.html of all that is done."""
+    scores, output = self.results.scores(), self.results.output
+    if not scores:
+      return
+    report.write_tables(output / 'table.md', scores)
+    report.write(
+      output / 'report.html',
+      f'{self.source.name}, {len(self.splits.labelled)} labelled images',
+      self.facts(),
+      scores,
+      {
+        split: gallery.worst_examples(
+          self.results, self.source, split, self.config.eval.report_images
+        )
+        for split in scores
+      },
+      self.names,
+      self.palette,
+    )
+
+  def facts(self):
+    """What was run, for the report."""
+    data = self.config.data
+    facts = {
+      'data': data.source,
+      'labelled images': len(self.splits.labelled),
+      'unlabelled images': len(self.splits.unlabelled),
+      'hash of the splits': self.splits.hash,
+      'seed': self.config.seed,
+      'resolution': f'{data.resolution}x{data.resolution}x{data.channels}',
+    }
+    for name, (_, state, label) in self.trained.stages.items():
+      stage = self.trained.config.get(name)
+      method = f'{stage.method}, ' if stage else ''
+      facts[f'stage {name}'] = f'{label}: {method}{int(state.step)} steps'
+    facts['versions'] = (
+      f'jaxseg {jaxseg.__version__}, jax {jax.__version__}, '
+      f'numpy {np.__version__}, Python {platform.python_version()}'
+    )
+    return facts | {'device': jax.devices()[0].device_kind}
+
+
+def _ids_by_split(splits):
+  names = ('labelled', 'val', 'test')
+  return {name: getattr(splits, name) for name in names} | dict(splits.ood)
+
+
+def _choose(able, names, refine):
+  if names is None:
+    return [s for s in able if refine or not s.refined]
+  for name in names:
+    if name not in [s.name for s in able]:
+      raise UserError(
+        f'--systems: {name!r} is no system of this run, expected some of '
+        f'{", ".join(s.name for s in able)}'
+      )
+  return [s for s in able if s.name in names]
+
+
+def _define_flags(to=flags.FLAGS):
+  def define(kind, name, default, text, **kwargs):
+    kind(name, default, text, flag_values=to, **kwargs)
+
+  define(flags.DEFINE_string, 'workdir', None, 'Folder of a training run.')
+  many = flags.DEFINE_list
+  define(many, 'splits', None, "E.g. test,ood; default: the config's.")
+  define(many, 'systems', None, 'Rows of the table to compute; default: all.')
+  define(flags.DEFINE_bool, 'refine', None, 'Score test-time optimisation.')
+  define(flags.DEFINE_bool, 'overwrite', False, 'Do everything anew.')
+  whole = flags.DEFINE_integer
+  define(whole, 'max_images', None, 'At most so many images a split; 0: all.')
+  define(whole, 'batch_size', None, 'Images at a time.', lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the command line."""
+  args = flags.FLAGS
+  with errors.friendly():
+    if len(argv) > 1:
+      raise UserError(f'unexpected argument {argv[1]!r}, expected --name=value')
+    if not args.workdir:
+      raise UserError('--workdir is missing; add --workdir=FOLDER')
+    config = workdir.load_config(args.workdir)
+    splits = data_splits.load_splits(Path(args.workdir) / 'splits.json')
+    for field in ('refine', 'max_images', 'batch_size', 'splits'):
+      if args[field].value is not None:
+        config.eval[field] = args[field].value
+    resolve_splits(splits, config.eval.splits)  # before the slow part
+    source = sources.load(config.data.source, config.data.channels)
+    output = Path(args.workdir) / 'evaluation'
+    try:
+      evaluate(
+        workdir.load(args.workdir), source, splits, config, output,
+        args.systems, overwrite=args.overwrite,
+      )  # fmt: skip
+    except KeyboardInterrupt:
+      writers.say(
+        f'\ninterrupted; what is done is in {output}: run the same command '
+        'again to continue'
+      )
+      raise SystemExit(130) from None
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(main, flags_parser=parse_flags)
