@@ -184,11 +184,7 @@ def test_hinge_and_feature_matching(d_out, d_m_outputs):
     (gan.hinge_real, [scores(real)], 'd_seg_hinge_real'),
     (gan.hinge_fake, [scores(fake)], 'd_seg_hinge_fake'),
     (gan.hinge_g, [scores(fake)], 'g_seg_adv'),
-    (
-      lambda *x: 2 * gan.feature_matching(*x),
-      [real4, fake],
-      'g_seg_feat_lambda2',
-    ),
+    (matching, [real4, fake], 'g_seg_feat_lambda2'),
   ):
     value = quick_jit(loss)(*args)
     assert_allclose(value, d_out[f'loss_{name}'], err_msg=name, **CLOSE)
