@@ -109,6 +109,7 @@ def train(config: ConfigDict, workdir: str, evaluate_after: bool = True) -> None
   os.makedirs(workdir, exist_ok=True)
   workdirs.save_config(workdir, config)
   data = Data(config, workdir)
+  evaluate.resolve_splits(data.splits, config.eval.splits)
   workdirs.save_classes(workdir, data.source.class_names, data.source.palette)
   writers.say(
     f'{data.source.name}: {len(data.splits.labelled)} labelled, '
@@ -216,7 +217,13 @@ class Loop:
       self.stage, fields.total_steps,
       fields.batch_size + fields.unlabelled_batch_size, first,
     )  # fmt: skip
-    batches = self.data.batches(self.config, self.stage, first)
+    with contextlib.closing(
+      self.data.batches(self.config, self.stage, first)
+    ) as batches:
+      return self.run_steps(state, stop, batches, progress)
+
+  def run_steps(self, state, stop, batches, progress) -> TrainState:
+    fields, first = self.fields, int(state.step)
     bad = jax.device_put(
       jnp.full((), -1, jnp.int32), parallel.replicated(self.mesh)
     )
