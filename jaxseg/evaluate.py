@@ -234,14 +234,19 @@ class _Job:
       self.facts(),
       scores,
       {
-        split: gallery.worst_examples(
+        self.heading(split): gallery.worst_examples(
           self.results, self.source, split, self.config.eval.report_images
         )
         for split in scores
+        if self.results.done(split)
       },
       self.names,
       self.palette,
     )
+
+  def heading(self, split):
+    system = gallery.judge(self.results.done(split))
+    return f'{split}: worst of {system.name} first'
 
   def facts(self):
     """What was run, for the report."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jaxseg import report, visualize
 from jaxseg.data.sources import Source
+from jaxseg.inference import System
 from jaxseg.results import Results
 
 OVERLAY_SIDE = 512  # larger overlays are shrunk
@@ -37,7 +38,7 @@ def write_overlays(
 def worst_examples(
   results: Results, source: Source, split: str, count: int
 ) -> list[report.Example]:
-  """Returns the images on which the last system has the lowest mIoU.
+  """Returns the images on which `judge(systems)` has the lowest mIoU.
 
   Args:
     results: of the evaluation.
@@ -49,10 +50,10 @@ def worst_examples(
   if not systems:
     return []
   tables = {s.name: results.read_per_image(split, s) for s in systems}
-  last = tables[systems[-1].name]
+  judged = tables[judge(systems).name]
 
   def score(id_):
-    miou = last[id_]['miou']
+    miou = judged[id_]['miou']
     return math.inf if miou is None else miou
 
   return [
@@ -61,8 +62,13 @@ def worst_examples(
       '; '.join(_note(name, table[id_]) for name, table in tables.items()),
       _pictures(results, source, split, id_),
     )
-    for id_ in sorted(last, key=score)[:count]
+    for id_ in sorted(judged, key=score)[:count]
   ]
+
+
+def judge(systems: Sequence[System]) -> System:
+  """Returns the last system with test-time optimisation, else the last."""
+  return ([s for s in systems if s.refined] or systems)[-1]
 
 
 def _pictures(results, source, split, id_):

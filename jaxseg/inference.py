@@ -85,7 +85,7 @@ def fingerprint(state: TrainState) -> str:
   crc = 0
   for leaf in jax.tree.leaves((state.params, state.ema, state.extra)):
     if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+      crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
   return f'{int(state.step)}-{crc:08x}'
 
 

@@ -40,8 +40,12 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .example h3 { font-size: 1rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
 .row { display: flex; flex-wrap: wrap; gap: .5rem; }
 figure { margin: 0; width: min(10rem, 44vw); font-size: .85rem; }
-figure img { width: 100%; display: block; image-rendering: pixelated; }
+figure img { width: 100%; display: block; }
+img.small { image-rendering: pixelated; }
 """
+
+
+_SMALL = ' class="small"'  # magnified: its pixels stay squares
 
 
 class Picture(NamedTuple):
@@ -148,7 +152,7 @@ def write(
     title: its heading.
     facts: what was run, name to value.
     scores: see `score_table`.
-    examples: {split: examples in the order to show}.
+    examples: {heading: examples in the order to show}.
     class_names: K names.
     palette: uint8 [K, 3].
   """
@@ -162,8 +166,8 @@ def write(
     '<h2>Classes</h2>',
     _legend(class_names, palette),
   ]
-  for split, shown in examples.items():
-    parts.append(f'<h2>{_text(split)}: worst first</h2>')
+  for heading, shown in examples.items():
+    parts.append(f'<h2>{_text(heading)}</h2>')
     parts += [_example(example) for example in shown]
   parts += ['<h2>What was run</h2>', '<dl>']
   parts += [
@@ -184,7 +188,8 @@ def write(
 
 def _example(example):
   figures = ''.join(
-    f'<figure><img alt="{_text(p.caption)}" src="{_data_uri(p)}">'
+    f'<figure><img alt="{_text(p.caption)}" src="{_data_uri(p)}"'
+    f'{_SMALL if max(p.image.shape) <= 96 else ""}>'
     f'<figcaption>{_text(p.caption)}</figcaption></figure>'
     for p in example.pictures
   )

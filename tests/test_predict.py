@@ -231,6 +231,8 @@ def test_fingerprint_sees_weights_and_step():
   keyed = state.replace(extra={'key': jax.random.key(1)})
   assert len({*map(inference.fingerprint, (state, later, other))}) == 3
   assert inference.fingerprint(keyed) == same
+  half = state.replace(extra={'x': jnp.ones(3, jnp.bfloat16)})
+  assert inference.fingerprint(half) != same
 
 
 def test_predict_images_in_memory():
