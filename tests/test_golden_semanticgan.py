@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose
+from quick import quick_jit
 
 from jaxseg import optimizers
 from jaxseg.losses import gan, segmentation
@@ -27,11 +28,6 @@ D_R = stylegan2.Discriminator(64, channel_max=64)
 D_M = MultiscaleDiscriminator(3, 8)
 E = Encoder(64, 64, width=8, features=64, head_depths=(4, 5, 6), norm='batch')
 CLOSE = dict(rtol=0, atol=1e-4)
-
-# Each large program runs once or twice: compiling it is what costs.
-quick_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 
 @pytest.fixture(scope='module')

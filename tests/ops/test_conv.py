@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.ops.conv import conv2d, conv2d_transpose
@@ -21,11 +22,6 @@ CASES = (
   (4, 1, (2, 2), 5, 5),
   (4, 2, (2, 2), 7, 6),
   (7, 2, None, 9, 8),
-)
-
-
-quick_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 
 
