@@ -24,14 +24,10 @@ def manager(directory: str, keep: int = 2) -> ocp.CheckpointManager:
 
 
 def _not_orbax(record: python_logging.LogRecord) -> bool:
-  return (
-    'orbax' not in record.pathname or record.levelno > python_logging.INFO
-  )
+  return 'orbax' not in record.pathname or record.levelno > python_logging.INFO
 
 
-def save(
-  ckpts: ocp.CheckpointManager, state: TrainState, data: dict
-) -> None:
+def save(ckpts: ocp.CheckpointManager, state: TrainState, data: dict) -> None:
   """Saves the state and the position in the data under the state's step."""
   ckpts.save(
     int(state.step),

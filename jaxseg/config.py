@@ -83,11 +83,13 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   c.keep_checkpoints = 2
   c.picture_every = 500
   signature = inspect.signature(methods.METHODS[method].make)
-  c.args = ConfigDict({
-    name: p.default
-    for name, p in signature.parameters.items()
-    if p.default is not p.empty
-  })
+  c.args = ConfigDict(
+    {
+      name: p.default
+      for name, p in signature.parameters.items()
+      if p.default is not p.empty
+    }
+  )
   for key, value in overrides.items():
     group = c if key in c else c.args
     if key not in group:
@@ -176,9 +178,16 @@ def parse_flags(argv: list[str]) -> list[str]:
         f'--config: {error.filename or error} does not exist; the configs are '
         'in configs/, e.g. --config=configs/quickstart.py.'
       ) from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+      flags.Error,
+      AttributeError,
+      KeyError,
+      TypeError,
+      ValueError,
+    ) as error:
       message = ' '.join(str(error).split()).strip('"\'')
-      raise UserError(
-        f'{message} Fields and their defaults are listed in jaxseg/config.py; '
-        'the method\'s own in the signature of its make().'
-      ) from error
+      hint = (
+        ' Fields and their defaults are listed in jaxseg/config.py, the '
+        "method's own in the signature of its make()."
+      )
+      raise UserError(message + hint * ('config' in message)) from error

@@ -96,7 +96,9 @@ def new_state(
 
 
 def update(
-  tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree,
+  tx: optax.GradientTransformation,
+  grads: PyTree,
+  opt_state: PyTree,
   params: PyTree,
 ) -> tuple[PyTree, PyTree]:
   """Returns (parameters, optimiser state) after one step of `tx`."""

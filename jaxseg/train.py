@@ -7,10 +7,8 @@ Run the same command again to continue where it stopped.
 
 import contextlib
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,10 +19,19 @@ from clu import parameter_overview
 from ml_collections import ConfigDict, config_flags
 
 from jaxseg import (
-  checkpoints, evaluate, parallel, visualize, workdir as workdirs, writers,
+  checkpoints,
+  evaluate,
+  parallel,
+  runtime,
+  visualize,
+  writers,
+)
+from jaxseg import (
+  workdir as workdirs,
 )
 from jaxseg.config import check, parse_flags
-from jaxseg.data import checks, pipeline, sources, splits as data_splits
+from jaxseg.data import checks, pipeline, sources
+from jaxseg.data import splits as data_splits
 from jaxseg.data.images import write_atomically
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, Method, TrainState
@@ -33,12 +40,6 @@ from jaxseg.methods import perceptual
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
 _EVALUATE = flags.DEFINE_bool('evaluate', True, 'Evaluate at the end.')
-
-
-class Interrupted(Exception):
-  """Ctrl-C or SIGTERM; the state is saved."""
-
-  exit_code = 75  # what schedulers take as: start me again
 
 
 class Diverged(UserError):
@@ -52,9 +53,7 @@ class Data:
 
   def __init__(self, config: ConfigDict, workdir: str):
     self.source = sources.load(config.data.source, config.data.channels)
-    self.splits = data_splits.make_splits(
-      self.source, config.data, config.seed
-    )
+    self.splits = data_splits.make_splits(self.source, config.data, config.seed)
     if any(config[s].unlabelled_batch_size for s in config.stages):
       data_splits.require_unlabelled(self.splits)
     checks.check(self.source, self.splits, config.data)
@@ -79,12 +78,15 @@ class Data:
 
   def picture_batch(self, config: ConfigDict) -> Batch:
     """The eight images that every sample grid shows."""
-    ids = (self.splits.val or self.splits.labelled)[:8]
+    ids = self.splits.val or self.splits.labelled
+    ids = ids[:: max(1, len(ids) // 8)][:8]  # sets may be sorted by class
     batch = next(pipeline.eval_batches(self.source, ids, config, len(ids)))
     return {name: jnp.asarray(batch[name]) for name in ('image', 'label')}
 
 
-def train(config: ConfigDict, workdir: str, evaluate_after: bool = True) -> None:
+def train(
+  config: ConfigDict, workdir: str, evaluate_after: bool = True
+) -> None:
   """Trains every stage that is not finished, then evaluates.
 
   Args:
@@ -105,7 +107,7 @@ def train(config: ConfigDict, workdir: str, evaluate_after: bool = True) -> None
       parallel.check_batch_size(
         f'config.{stage}.{field}', config[stage][field], mesh
       )
-  use_compilation_cache(config.compilation_cache)
+  runtime.use_compilation_cache(config.compilation_cache)
   os.makedirs(workdir, exist_ok=True)
   workdirs.save_config(workdir, config)
   data = Data(config, workdir)
@@ -117,7 +119,7 @@ def train(config: ConfigDict, workdir: str, evaluate_after: bool = True) -> None
     f'{data.num_classes} classes; {mesh.size} x {jax.devices()[0].device_kind}'
   )
   finished: dict[str, TrainState] = {}
-  with interruptible() as stop:
+  with runtime.interruptible() as stop:
     for stage in config.stages:
       start = time.monotonic()
       try:
@@ -244,7 +246,7 @@ class Loop:
           self.draw(step, state)
       if stop:
         self.ckpts.wait_until_finished()
-        raise Interrupted(
+        raise runtime.Interrupted(
           f'{stop[0]} at {self.stage} step {step}: saved. Run the same command '
           'again to continue.'
         )
@@ -268,7 +270,7 @@ class Loop:
     raise Diverged(
       f'{self.stage} diverged at step {int(bad)}: '
       f'{", ".join(terms) or "a loss"} is not finite. The last good checkpoint '
-      f'is {"of step " + str(good) if good is not None else "the start"}; lower '
+      f'is {"the start" if good is None else f"of step {good}"}; lower '
       f'the learning rates in config.{self.stage}.args (or raise r1_gamma) and '
       'train in a new workdir.'
     )
@@ -288,10 +290,12 @@ class Loop:
       return
     images = jax.device_get(self.pictures(state, self.picture_batch))
     palette = self.data.source.palette
-    grid = visualize.grid([
-      visualize.colorize(x, palette) if x.ndim == 3 else x
-      for x in images.values()
-    ])
+    grid = visualize.grid(
+      [
+        visualize.colorize(x, palette) if x.ndim == 3 else x
+        for x in images.values()
+      ]
+    )
     self.writer.write_images(step, {'samples': grid})
 
 
@@ -318,42 +322,6 @@ def itstime(step: int, every: int, last: bool) -> bool:
   return every > 0 and (step % every == 0 or last)
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[list]:
-  """Yields a list that a signal appends its name to; a second one kills."""
-  stop = []
-
-  def handler(number, frame):
-    del frame
-    if stop:
-      signal.signal(number, signal.SIG_DFL)
-      signal.raise_signal(number)
-    stop.append(signal.Signals(number).name)
-    writers.say(f'\n{stop[0]}: saving after this step ...')
-
-  old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    yield stop
-  finally:
-    for number, previous in old.items():
-      signal.signal(number, previous)
-
-
-def use_compilation_cache(folder: str) -> None:
-  """Keeps compiled programs between runs.
-
-  Args:
-    folder: 'auto' for the user's cache folder, '' for none, or a path.
-  """
-  if folder == 'auto':
-    if jax.config.jax_compilation_cache_dir:
-      return  # the user's own choice, e.g. JAX_COMPILATION_CACHE_DIR
-    cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    folder = os.path.join(cache, 'jaxseg', 'xla')
-  if folder:
-    jax.config.update('jax_compilation_cache_dir', folder)
-
-
 def main(argv: list[str]) -> None:
   """Entry point of `python -m jaxseg.train`."""
   with friendly():
@@ -365,7 +333,7 @@ def main(argv: list[str]) -> None:
       raise UserError('--workdir is missing, e.g. --workdir=runs/digits.')
     try:
       train(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
-    except Interrupted as error:
+    except runtime.Interrupted as error:
       writers.say(str(error))
       sys.exit(error.exit_code)
 

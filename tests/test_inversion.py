@@ -1,11 +1,11 @@
 """Test-time optimisation: against the published run, and by its own rules."""
 
+import golden_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import golden_weights
 from jaxseg.methods import inversion
 from jaxseg.nets import lpips
 from jaxseg.nets.encoder import Encoder
@@ -26,9 +26,7 @@ def run(shared, golden):
   losses = np.load(shared / FOLDER / 'semgan_losses.npz')
   g = Generator(64, 3, 8, w_dim=64, channel_max=64)
   g_params = golden_weights.generator(weights, 'g_ema/')
-  e = Encoder(
-    64, 64, width=8, features=64, head_depths=(4, 5, 6), norm='batch'
-  )
+  e = Encoder(64, 64, width=8, features=64, head_depths=(4, 5, 6), norm='batch')
   e_variables = golden_weights.encoder(weights, 'e/')
   metric = lpips.random_weights(0)
   metric['lin'] = [losses[f'lpips_lin{i}'] for i in range(5)]
@@ -44,7 +42,12 @@ def run(shared, golden):
       lambda a, b: lpips.distance(metric, a, b),
     )
     at = lambda steps: inversion.invert(
-      model, target, w, noise, steps=steps, schedule=lambda i: rates[i],
+      model,
+      target,
+      w,
+      noise,
+      steps=steps,
+      schedule=lambda i: rates[i],
       optimize_noise=True,
     )
     final = at(12)
@@ -53,8 +56,12 @@ def run(shared, golden):
 
   noise = [nchw(golden[f'noise0_{i}']) for i in range(9)]
   return invert(
-    g_params, e_variables, metric, nchw(golden['target']),
-    jnp.asarray(golden['w0']), noise,
+    g_params,
+    e_variables,
+    metric,
+    nchw(golden['target']),
+    jnp.asarray(golden['w0']),
+    noise,
   )
 
 
@@ -101,8 +108,13 @@ def problem():
 def invert(problem, steps=60, lr=0.1, **kwargs):
   target, w, noise = problem
   return inversion.invert(
-    quadratic_model(), target, w, noise, steps=steps,
-    schedule=inversion.ramp_schedule(lr, steps), **kwargs,
+    quadratic_model(),
+    target,
+    w,
+    noise,
+    steps=steps,
+    schedule=inversion.ramp_schedule(lr, steps),
+    **kwargs,
   )
 
 

@@ -33,7 +33,7 @@ def data():
 def method():
   return semantic_gan.make(
     num_classes=2, resolution=SIZE, channels=1, label_output='softmax',
-    lr_g=0.005, lr_d=0.005, r1_gamma=1.0, r1_gamma_m=1.0, path_every=0,
+    lr_g=0.005, lr_d=0.005, r1_gamma=5.0, r1_gamma_m=1.0, path_every=0,
     feature_matching=0.5, ema_half_life=1000.0, truncation=1.0, **GAN,
   )  # fmt: skip
 
@@ -47,9 +47,7 @@ def states(method, data):
   rng = np.random.default_rng(0)
   for _ in range(400):
     i, j = rng.integers(0, 40, BATCH), rng.integers(0, len(images), BATCH)
-    batch = {
-      'image': images[i], 'label': labels[i], 'unlabelled': images[j]
-    }
+    batch = {'image': images[i], 'label': labels[i], 'unlabelled': images[j]}
     state, metrics = step(state, batch)
   return before, state, metrics
 
@@ -89,7 +87,8 @@ def test_d_m_can_hardly_tell_generated_pairs_from_real_ones(
   _, state, _ = states
   d_m = semantic_gan.networks(2, SIZE, 1, **GAN).d_m
   variables = {
-    'params': state.params['d_m'], 'spectral': state.extra['spectral']
+    'params': state.params['d_m'],
+    'spectral': state.extra['spectral'],
   }
 
   def score(image, label_map):
@@ -126,8 +125,14 @@ def test_inversion_recovers_the_labels_of_generated_images(states):
   )  # fmt: skip
   found = jax.jit(
     lambda: inversion.invert(
-      model, target, start, noise, steps=150, lambda_l2=1.0,
-      lambda_encoder=0.0, schedule=inversion.ramp_schedule(0.05, 150),
+      model,
+      target,
+      start,
+      noise,
+      steps=150,
+      lambda_l2=1.0,
+      lambda_encoder=0.0,
+      schedule=inversion.ramp_schedule(0.05, 150),
     )
   )()
   _, found_logits = synthesize(found.w_plus, noise)

@@ -10,7 +10,10 @@ import pytest
 from jaxseg import parallel
 from jaxseg.errors import UserError
 from jaxseg.methods import (
-  METHODS, semantic_gan, semantic_gan_encoder, supervised,
+  METHODS,
+  semantic_gan,
+  semantic_gan_encoder,
+  supervised,
 )  # fmt: skip
 
 K, SIZE, CHANNELS = 3, 32, 1
@@ -76,7 +79,9 @@ def test_contract(name):
     )  # fmt: skip
   assert [int(s.step) for s in states] == [0, 1, 2]
   for values in metrics:
-    assert all(v.shape == () and np.isfinite(v) for v in values.values()), values
+    assert all(v.shape == () and np.isfinite(v) for v in values.values()), (
+      values
+    )
   for network in states[0].params:
     old, new = states[0].params[network], states[2].params[network]
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), old, new)
@@ -116,7 +121,10 @@ def test_predictions(name, way):
 
 
 def test_refine_lowers_the_distance_and_ignores_batch_mates():
-  method, state = make('semantic_gan_encoder'), stepped('semantic_gan_encoder')[1][2]
+  method, state = (
+    make('semantic_gan_encoder'),
+    stepped('semantic_gan_encoder')[1][2],
+  )
   images = batch()['image'][:4]
   refine = jax.jit(method.refine)
   together = refine(state, images)

@@ -15,7 +15,8 @@ import tiny_config
 from PIL import Image
 
 from jaxseg import config as jaxseg_config
-from jaxseg import train, workdir as workdirs, writers
+from jaxseg import runtime, train, writers
+from jaxseg import workdir as workdirs
 from jaxseg.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +116,9 @@ def test_records_of_a_run(straight):
     kept = {int(p.name) for p in (straight / stage / 'checkpoints').iterdir()
             if p.name.isdigit()}  # fmt: skip
     assert kept == {4, 6}
-  assert json.loads((straight / 'timing.json').read_text()).keys() == set(STAGES)
+  assert json.loads((straight / 'timing.json').read_text()).keys() == set(
+    STAGES
+  )
 
 
 def test_evaluation_at_the_end(straight):
@@ -151,14 +154,15 @@ def test_signal_saves_and_says_how_to_continue(
     if step == 3:
       signal.raise_signal(getattr(signal, name))
 
-  config = unet_config(folder)
-  # The stage's place decides its random numbers, so keep it: same as straight.
+  # The stage's place decides its random numbers, so all stages stay.
   config = tiny_config.get_config(str(folder))
   for stage in ('gan', 'encoder'):
     os.makedirs(tmp_path / stage)
-    os.symlink(straight / stage / 'checkpoints', tmp_path / stage / 'checkpoints')
+    os.symlink(
+      straight / stage / 'checkpoints', tmp_path / stage / 'checkpoints'
+    )
   monkeypatch.setattr(train.Loop, 'log', log_and_signal)
-  with pytest.raises(train.Interrupted, match='step 3.*again to continue'):
+  with pytest.raises(runtime.Interrupted, match='step 3.*again to continue'):
     run(config, tmp_path, evaluate_after=False)
   monkeypatch.setattr(train.Loop, 'log', log)
   assert (tmp_path / 'unet' / 'checkpoints' / '3').is_dir()

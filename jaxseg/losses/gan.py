@@ -22,9 +22,7 @@ def logistic_g(fake: jax.Array) -> jax.Array:
   return jax.nn.softplus(-fake).mean()
 
 
-def hinge_d(
-  real: Sequence[jax.Array], fake: Sequence[jax.Array]
-) -> jax.Array:
+def hinge_d(real: Sequence[jax.Array], fake: Sequence[jax.Array]) -> jax.Array:
   """Discriminator: (hinge(1 - real) + hinge(1 + fake)) / 2, over scales.
 
   Args:
@@ -65,13 +63,15 @@ def feature_matching(
   Returns:
     scalar: summed over layers, averaged over scales.
   """
-  return _mean([
-    sum(
-      jnp.abs(f - jax.lax.stop_gradient(r)).mean()
-      for r, f in zip(real_scale[:-1], fake_scale[:-1], strict=True)
-    )
-    for real_scale, fake_scale in zip(real, fake, strict=True)
-  ])
+  return _mean(
+    [
+      sum(
+        jnp.abs(f - jax.lax.stop_gradient(r)).mean()
+        for r, f in zip(real_scale[:-1], fake_scale[:-1], strict=True)
+      )
+      for real_scale, fake_scale in zip(real, fake, strict=True)
+    ]
+  )
 
 
 def _mean(values):

@@ -44,8 +44,10 @@ def augment(
   if 'color' in kinds:
     image = _color(jax.random.fold_in(rng, 0), image)
   channels = image.shape[-1]
-  both = image if label is None else jnp.concatenate(
-    [image, label.astype(image.dtype)], -1
+  both = (
+    image
+    if label is None
+    else jnp.concatenate([image, label.astype(image.dtype)], -1)
   )
   if 'translation' in kinds:
     both = _translate(jax.random.fold_in(rng, 1), both)

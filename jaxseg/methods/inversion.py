@@ -188,7 +188,5 @@ def invert(
 def _keep_better(best, new):
   """Per image the variables of the lower loss; a loss of nan never wins."""
   better = new[0] < best[0]
-  select = lambda b, a: jnp.where(
-    better.reshape(-1, *[1] * (a.ndim - 1)), a, b
-  )
+  select = lambda b, a: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
   return select(best[0], new[0]), jax.tree.map(select, best[1], new[1])

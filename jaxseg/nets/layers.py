@@ -46,14 +46,16 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, H, W, I] -> [N, H', W', features], H' = ceil(H / stride) for odd k."""
+    """[N, H, W, I] -> [N, H', W', features], H' = ceil(H / stride)."""
     k = self.kernel_size
     shape = (k, k, x.shape[-1], self.features)
     kernel = self.param('kernel', uniform_fan_in, shape)
     dtype = self.dtype or x.dtype
     pad = k // 2 if self.padding is None else self.padding
     x = conv2d(
-      x.astype(dtype), kernel.astype(dtype), stride=self.stride,
+      x.astype(dtype),
+      kernel.astype(dtype),
+      stride=self.stride,
       padding=(pad, pad),
     )
     if self.use_bias:

@@ -13,7 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.nets.layers import (
-  Dtype, EqualConv, EqualDense, ModulatedConv, leaky_relu,
+  Dtype,
+  EqualConv,
+  EqualDense,
+  ModulatedConv,
+  leaky_relu,
 )
 from jaxseg.ops.upfirdn2d import upsample2d
 
@@ -122,7 +126,10 @@ class ToOutput(nn.Module):
   def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """[N, H, W, I], [N, D] -> float32 [N, H, W, features]."""
     x = ModulatedConv(
-      self.features, kernel_size=1, demodulate=False, dtype=self.dtype,
+      self.features,
+      kernel_size=1,
+      demodulate=False,
+      dtype=self.dtype,
       name='conv',
     )(x, w)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -194,7 +201,9 @@ class Generator(nn.Module):
       [N, R, R, K], None when num_classes is 0.
     """
     n = w_plus.shape[0]
-    noise = [None] * len(noise_shapes(self.resolution)) if noise is None else noise
+    noise = (
+      [None] * len(noise_shapes(self.resolution)) if noise is None else noise
+    )
     x = jnp.broadcast_to(self.const, (n, *self.const.shape))
     x = self.conv_first(x, w_plus[:, 0], noise[0])
     image = self.to_rgb[0](x, w_plus[:, 1])
@@ -252,9 +261,9 @@ class Discriminator(nn.Module):
       size, self.channel_multiplier, self.channel_max
     )
     size = self.resolution
-    x = EqualConv(width(size), kernel_size=1, dtype=self.dtype, name='from_rgb')(
-      image
-    )
+    x = EqualConv(
+      width(size), kernel_size=1, dtype=self.dtype, name='from_rgb'
+    )(image)
     features = [x]
     while size > 4:
       size //= 2
@@ -279,12 +288,17 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, I] -> [N, H / 2, W / 2, features]."""
     y = EqualConv(x.shape[-1], dtype=self.dtype, name='conv1')(x)
-    y = EqualConv(self.features, downsample=True, dtype=self.dtype, name='conv2')(
-      y
-    )
+    y = EqualConv(
+      self.features, downsample=True, dtype=self.dtype, name='conv2'
+    )(y)
     skip = EqualConv(
-      self.features, kernel_size=1, downsample=True, use_bias=False,
-      activate=False, dtype=self.dtype, name='skip',
+      self.features,
+      kernel_size=1,
+      downsample=True,
+      use_bias=False,
+      activate=False,
+      dtype=self.dtype,
+      name='skip',
     )(x)
     return (y + skip) / math.sqrt(2.0)
 

@@ -44,9 +44,7 @@ def conv2d(
       x, kernel, (stride, stride), ((low, high),) * 2, dimension_numbers=LAYOUT
     )
   if k == 1 and low == high == 0:
-    return jnp.einsum(
-      'nhwi,io->nhwo', x[:, ::stride, ::stride], kernel[0, 0]
-    )
+    return jnp.einsum('nhwi,io->nhwo', x[:, ::stride, ::stride], kernel[0, 0])
   size = tuple(x.shape[1:3])
   out = tuple((s + low + high - k) // stride + 1 for s in size)
   return _conv(_Geometry(k, stride, low, size, out), x, kernel)
@@ -65,8 +63,12 @@ def conv2d_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
   k = kernel.shape[0]
   if not ops.is_fast():
     return lax.conv_general_dilated(
-      x, kernel[::-1, ::-1], (1, 1), ((k - 1, k - 1),) * 2,
-      lhs_dilation=(2, 2), dimension_numbers=LAYOUT,
+      x,
+      kernel[::-1, ::-1],
+      (1, 1),
+      ((k - 1, k - 1),) * 2,
+      lhs_dilation=(2, 2),
+      dimension_numbers=LAYOUT,
     )
   out = tuple(x.shape[1:3])
   size = tuple(2 * s + k - 2 for s in out)
@@ -152,8 +154,11 @@ def _kernel_grad(geo: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
       for s, o in zip(geo.size, geo.out, strict=True)
     ]
     y = lax.conv_general_dilated(
-      jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(g, (1, 2, 0, 3)), (1, 1),
-      pads, dimension_numbers=LAYOUT,
+      jnp.transpose(x, (3, 1, 2, 0)),
+      jnp.transpose(g, (1, 2, 0, 3)),
+      (1, 1),
+      pads,
+      dimension_numbers=LAYOUT,
     )
     return jnp.transpose(y, (1, 2, 0, 3))
   # With stride 2 or a large kernel, one product per tap beats a convolution.
@@ -161,9 +166,7 @@ def _kernel_grad(geo: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     max(0, (o - 1) * geo.stride + geo.k - geo.low - s)
     for s, o in zip(geo.size, geo.out, strict=True)
   ]
-  padded = jnp.pad(
-    x, ((0, 0), (geo.low, high[0]), (geo.low, high[1]), (0, 0))
-  )
+  padded = jnp.pad(x, ((0, 0), (geo.low, high[0]), (geo.low, high[1]), (0, 0)))
   span = [(o - 1) * geo.stride + 1 for o in geo.out]
 
   def tap(i, j):
@@ -180,18 +183,18 @@ def _kernel_grad(geo: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 _conv.defvjp(
   lambda geo, x, w: (_conv(geo, x, w), (x, w)),
   lambda geo, saved, g: (
-    _transpose(geo, g, saved[1]), _kernel_grad(geo, saved[0], g)
+    _transpose(geo, g, saved[1]),
+    _kernel_grad(geo, saved[0], g),
   ),
 )
 _transpose.defvjp(
   lambda geo, g, w: (_transpose(geo, g, w), (g, w)),
   lambda geo, saved, x: (
-    _conv(geo, x, saved[1]), _kernel_grad(geo, x, saved[0])
+    _conv(geo, x, saved[1]),
+    _kernel_grad(geo, x, saved[0]),
   ),
 )
 _kernel_grad.defvjp(
   lambda geo, x, g: (_kernel_grad(geo, x, g), (x, g)),
-  lambda geo, saved, w: (
-    _transpose(geo, saved[1], w), _conv(geo, saved[0], w)
-  ),
+  lambda geo, saved, w: (_transpose(geo, saved[1], w), _conv(geo, saved[0], w)),
 )

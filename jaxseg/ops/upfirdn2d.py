@@ -86,7 +86,9 @@ def _upsample_axis(x, axis):
   size = x.shape[axis]
   before = lax.slice_in_dim(padded, 0, size, axis=axis)
   after = lax.slice_in_dim(padded, 2, size + 2, axis=axis)
-  pair = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
+  pair = jnp.stack(
+    [0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1
+  )
   shape = list(x.shape)
   shape[axis] *= 2
   return pair.reshape(shape)
