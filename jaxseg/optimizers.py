@@ -47,7 +47,12 @@ def ranger(
   Returns:
     a transformation whose `update` needs `params`. Kernels are expected in
     Linen's layout, output channels last.
+
+  Raises:
+    ValueError: a threshold below 4, where the rectification is not defined.
   """
+  if threshold < 4:
+    raise ValueError(f'threshold is {threshold}, must be at least 4')
 
   def init(params):
     zeros = lambda: jax.tree.map(jnp.zeros_like, params)
@@ -57,7 +62,7 @@ def ranger(
 
   def update(grads, state, params=None):
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise ValueError('ranger: update(grads, state, params) needs params')
     grads = jax.tree.map(centralize, grads)
     mu = optax.tree.update_moment(grads, state.mu, b1, 1)
     nu = optax.tree.update_moment(grads, state.nu, b2, 2)

@@ -4,10 +4,12 @@ They are environment variables, set before JAX is imported, so that programs
 started by a test inherit them.
 """
 
+import functools
 import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -31,3 +33,10 @@ def shared() -> Path:
   if not (folder / 'golden').is_dir():
     pytest.skip(f'no reference data in {folder}; set JAXSEG_SHARED')
   return folder
+
+
+@pytest.fixture(scope='session')
+def recorded(shared):
+  """name -> arrays of a recording of the published SemanticGAN."""
+  folder = shared / 'golden' / 'semanticgan'
+  return functools.cache(lambda name: dict(np.load(folder / f'{name}.npz')))

@@ -9,6 +9,11 @@ import re
 import numpy as np
 
 
+def nhwc(x: np.ndarray) -> np.ndarray:
+  """Images or maps [N, C, H, W] with the channels last."""
+  return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
 def generator(weights, prefix: str) -> dict:
   """'params' of `Generator`."""
   get = _getter(weights, prefix)
