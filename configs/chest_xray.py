@@ -75,13 +75,13 @@ def paper(c):
 def laptop(c):
   """64x64 and narrow."""
   c.data.resolution = 64
-  c.eval.max_images = 200
-  c.eval.batch_size = 25
+  c.eval.max_images = 140
+  c.eval.batch_size = 35
   return jaxseg_config.add_stages(
     c,
     gan=stage(
       'semantic_gan',
-      total_steps=8000,
+      total_steps=2800,
       batch_size=8,
       unlabelled_batch_size=16,
       w_dim=128,
@@ -106,7 +106,7 @@ def laptop(c):
       'semantic_gan_encoder',
       init_from='gan',
       label='Ours',
-      total_steps=2500,
+      total_steps=1000,
       batch_size=8,
       unlabelled_batch_size=16,
       width=16,
@@ -115,10 +115,13 @@ def laptop(c):
       perceptual_kind='discriminator',
       optimizer='adam',
       lr=2e-3,
-      lr_steps=2500,
+      lr_steps=1000,
       ema_half_life=2000.0,
       lambda_synthetic=1.0,
-      refine_steps=100,
+      refine_steps=60,
+      refine_lr=0.02,
+      refine_lambda_l2=1.0,
+      refine_lambda_encoder=0.3,
       refine_noise=False,
     ),
     unet=stage(
@@ -127,6 +130,7 @@ def laptop(c):
       total_steps=1000,
       batch_size=8,
       width=16,
+      depth=3,
       lr_steps=1000,
     ),
   )
