@@ -265,9 +265,6 @@ def main(argv: list[str]) -> None:
   """Prints the report."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if _CLOCK.value == 'cpu':
-    # Threads that spin while they wait would count as work.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
   with friendly():
     print(run())
 
@@ -275,4 +272,7 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
   # Both sides share a GPU.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  # PyTorch's waiting threads would spin, which disturbs the other side and,
+  # on a busy machine, slows PyTorch itself many times over.
+  os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
   app.run(main)

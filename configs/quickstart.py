@@ -77,12 +77,12 @@ def get_config(arg: str = 'digits'):
     unet=stage(
       'supervised',
       label='U-Net',
-      total_steps=2000,
+      total_steps=1500,
       batch_size=10,
       width=16,
       depth=3,
       lr=2e-3,
-      lr_steps=2000,
+      lr_steps=1500,
       log_every=200,
     ),
   )
