@@ -14,6 +14,10 @@ from jaxseg.ops.conv import conv2d, conv2d_transpose
 
 # kernel size, stride, padding (None: half the kernel), height, width
 CASES = (
+  # Up to 4 pixels a side: one matrix product.
+  (3, 1, None, 4, 3),
+  (3, 2, None, 2, 2),
+  (4, 2, (2, 2), 4, 4),
   (1, 1, None, 5, 6),
   (1, 2, (0, 0), 6, 6),
   (3, 1, None, 6, 5),
