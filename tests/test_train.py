@@ -79,7 +79,7 @@ def assert_same_run(one, other):
     assert (one / name).read_text() == (other / name).read_text()
 
 
-def wait_for(path, process, seconds=400):
+def wait_for(path, process, seconds=1200):
   end = time.monotonic() + seconds
   while not path.exists():
     assert process.poll() is None, process.communicate()
