@@ -172,11 +172,17 @@ def parse_flags(argv: list[str]) -> list[str]:
   """
   with friendly():
     try:
-      return flags.FLAGS(tuple(argv))
-    except FileNotFoundError as error:
+      rest = flags.FLAGS(tuple(argv))
+      if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
+        # A file that cannot be loaded is only told of when it is used.
+        flags.FLAGS['config'].value.keys()
+      return rest
+    except OSError as error:
+      named = [a for a in argv if a.startswith(('--config=', '-config='))]
       raise UserError(
-        f'--config: {error.filename or error} does not exist; the configs are '
-        'in configs/, e.g. --config=configs/quickstart.py.'
+        f'{named[-1] if named else "--config"} cannot be loaded: is there such '
+        'a file? The configs are in configs/, e.g. '
+        '--config=configs/quickstart.py.'
       ) from error
     except (
       flags.Error,
