@@ -1,0 +1,64 @@
+"""Every config loads, is locked, passes the checks, and its steps trace."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxseg import config as jaxseg_config
+from jaxseg import workdir
+from jaxseg.methods import perceptual
+
+FOLDER = Path(__file__).parents[1] / 'configs'
+CASES = {  # file: {argument: number of classes}
+  'quickstart': {'digits': 11, 'avatars': 6},
+  'chest_xray': {'9': 2, '35,laptop': 2},
+  'faces': {'30': 6},
+  'celeba_mask': {'30': 8},
+}
+
+
+def load(name, arg):
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def test_every_config_is_covered():
+  assert {p.stem for p in FOLDER.glob('*.py')} == set(CASES)
+
+
+@pytest.mark.parametrize(
+  ('name', 'arg'), [(n, a) for n, args in CASES.items() for a in args]
+)
+def test_config(name, arg):
+  config, k = load(name, arg), CASES[name][arg]
+  jaxseg_config.check(config)
+  assert config.is_locked
+  config = perceptual.resolve_kinds(config)
+  size, channels = config.data.resolution, config.data.channels
+  images = lambda n: jax.ShapeDtypeStruct((n, size, size, channels), 'float32')
+  for stage in config.stages:
+    fields = config[stage]
+    state = workdir.abstract_state(config, stage, k)
+    batch = {
+      'image': images(fields.batch_size),
+      'label': jax.ShapeDtypeStruct((fields.batch_size, size, size), 'int32'),
+    }
+    if fields.unlabelled_batch_size:
+      batch['unlabelled'] = images(fields.unlabelled_batch_size)
+    step = workdir.make_method(config, stage, k).train_step
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert all(m.dtype == jnp.float32 for m in metrics.values())
+
+
+@pytest.mark.parametrize(
+  ('name', 'arg'), [('quickstart', 'cats'), ('chest_xray', '9,tiny')]
+)
+def test_unknown_argument_is_refused(name, arg):
+  with pytest.raises(ValueError, match=arg.split(',')[-1]):
+    load(name, arg)
