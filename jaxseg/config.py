@@ -26,24 +26,80 @@ def default() -> ConfigDict:
   c.stages = ()  # names of the stages, in order; each is a field, see stage()
 
   c.data = ConfigDict()
-  c.data.source = ''  # 'digits', 'avatars' or 'folder:PATH'
+  # 'digits', 'avatars', 'folder:PATH', or the name of a prepared set, see
+  # `python -m jaxseg.datasets list`.
+  c.data.source = ''
+  c.data.data_dir = ''  # of prepared sets; '': $TFDS_DATA_DIR or its default
   c.data.resolution = 64  # side of the square the networks see, a power of 2
   c.data.channels = 3  # 1 (grey) or 3 (RGB)
+  # How images that are not square become so: 'crop' (the centre), 'pad' (with
+  # void) or 'squeeze'; '': they are refused.
+  c.data.fit = ''
   c.data.num_labelled = 30  # labels the methods may use; 0: all there are
   c.data.unlabelled = ()  # further splits that give images without labels
   c.data.unlabelled_includes_labelled = True  # D_r also sees labelled images
   c.data.ood = ()  # out-of-domain splits to evaluate; (): every 'ood*' split
+  c.data.ood_sources = ()  # further sets to evaluate, 'NAME=SOURCE'
+  # Their classes by name, 'NAME:left lung=lung,heart=background'; those not
+  # named here keep their name, and are void if training has no such class.
+  c.data.ood_classes = ()
+  # Regular expression whose first group, found in an image's name, is its
+  # patient, sequence, ...; only where the source does not know its groups.
+  c.data.group_by = ''
   c.data.val_fraction = 0.1  # used only where the source has no 'val' split
   c.data.test_fraction = 0.2  # used only where the source has no 'test' split
+  c.data.max_bad_fraction = 0.01  # of unlabelled images that may be unreadable
+  c.data.allow_leaks = False  # the same image in training and in a scored split
   c.data.cache = True  # keep decoded, resized images in memory
+  c.data.workers = 0  # processes that read and augment; 0: threads of this one
+
+  c.data.intensity = ConfigDict()  # how stored values become 0..255
+  # 'auto': 8-bit as it is, deeper by percentiles; 'percentile'; 'window';
+  # 'equalize' (histogram)
+  c.data.intensity.mode = 'auto'
+  c.data.intensity.percentiles = (0.5, 99.5)
+  c.data.intensity.window = (0.0, 0.0)  # (lowest, highest) shown, e.g. in HU
+  c.data.intensity.gamma = 1.0  # exponent after that, of values in [0, 1]
+
+  c.data.volume = ConfigDict()  # NIfTI and DICOM volumes become slices
+  c.data.volume.axis = 2  # 0 sagittal, 1 coronal, 2 axial (RAS+)
+  c.data.volume.step = 1  # every step-th slice
+  c.data.volume.skip_empty = False  # leave out slices whose label is all 0
+
+  c.data.weak = ConfigDict()  # weak labels made from full masks, for training
+  c.data.weak.kind = ''  # '', scribbles, clicks, boxes, polygons or tags
+  c.data.weak.density = 1.0  # of scribble length, clicks, polygon vertices
+  c.data.weak.width = 3  # of scribbles and clicks, in pixels of resolution
 
   c.data.augment = ConfigDict()  # random, image and label together
   c.data.augment.flip = False  # mirror left-right, probability 1/2
+  c.data.augment.flip_vertical = False  # mirror top-bottom, probability 1/2
   c.data.augment.shift = 0.0  # at most this fraction of the side
   c.data.augment.scale = 0.0  # factor drawn from [1-scale, 1+scale]
   c.data.augment.rotate = 0.0  # at most this many degrees
+  c.data.augment.shear = 0.0  # at most this many degrees
+  c.data.augment.elastic = 0.0  # displacement, fraction of the side (std)
   c.data.augment.brightness = 0.0  # image only; added, in units of [-1, 1]
   c.data.augment.contrast = 0.0  # image only; factor from [1-c, 1+c]
+  c.data.augment.saturation = 0.0  # image only; factor from [1-s, 1+s]
+  c.data.augment.hue = 0.0  # image only; at most this fraction of a turn
+  c.data.augment.gamma = 0.0  # image only; exponent from [1/(1+g), 1+g]
+  c.data.augment.noise = 0.0  # image only; largest std, in units of [-1, 1]
+  c.data.augment.blur = 0.0  # image only; largest std, in pixels
+  c.data.augment.copy_paste = 0.0  # probability of another image's objects
+
+  c.data.strong = ConfigDict()  # the strong view of unlabelled images
+  c.data.strong.views = 0  # strong views an image; 0: none are made
+  c.data.strong.brightness = 0.5  # UniMatch's colour jitter, see `views.strong`
+  c.data.strong.contrast = 0.5
+  c.data.strong.saturation = 0.5
+  c.data.strong.hue = 0.25
+  c.data.strong.jitter_probability = 0.8
+  c.data.strong.grey_probability = 0.2
+  c.data.strong.blur_probability = 0.5
+  c.data.strong.blur = 2.0  # largest std, in pixels
+  c.data.strong.cutmix_probability = 0.5
+  c.data.strong.cutmix_area = (0.02, 0.4)  # of the image
 
   c.eval = ConfigDict()
   c.eval.splits = ('test', 'ood')  # 'ood' stands for every data.ood split
