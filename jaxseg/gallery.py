@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from jaxseg import report, visualize
-from jaxseg.data.sources import Source
+from jaxseg.data.source import Source
 from jaxseg.inference import System
 from jaxseg.results import Results
 

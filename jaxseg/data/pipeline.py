@@ -11,7 +11,7 @@ import numpy as np
 from jaxseg.data import images, transforms
 from jaxseg.data.checks import check as check
 from jaxseg.data.examples import Examples, num_threads
-from jaxseg.data.sources import Source
+from jaxseg.data.source import Source
 from jaxseg.data.splits import Splits
 from jaxseg.errors import UserError
 

@@ -4,52 +4,16 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable
 from concurrent import futures
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxseg.data import images, quickstart
+from jaxseg.data.source import Source, voc_palette
 from jaxseg.errors import UserError
 
 # Labels read to infer the class ids of a folder without meta.json.
 MAX_INFERENCE_LABELS = 2000
-
-
-class Source(NamedTuple):
-  """Random access to a data set; nothing downstream knows its files.
-
-  Attributes:
-    name: shown in messages and reports.
-    class_names: one name a class; their number is K.
-    palette: uint8 [K, 3], the colour of each class.
-    channels: 1 or 3.
-    splits: ids by split name, e.g. 'train', 'val', 'test', 'ood_x'. A source
-      that leaves the drawing to `splits.make_splits` has 'all' instead.
-    budgets: official label budgets, ids by their number ('9', '35').
-    groups: group (patient, sequence) by id; an id not in it is its own group.
-    image: id -> uint8 [H, W, channels].
-    label: id -> uint8 [H, W] of class ids and 255 (void); None: unlabelled.
-    has_label: id -> bool, without decoding anything.
-    path: id -> the file, for messages.
-    cache: resized arrays by (kind, id, side), filled by the pipeline.
-    in_memory: whether reading a label costs nothing.
-  """
-
-  name: str
-  class_names: tuple[str, ...]
-  palette: np.ndarray
-  channels: int
-  splits: dict[str, tuple[str, ...]]
-  budgets: dict[str, tuple[str, ...]]
-  groups: dict[str, str]
-  image: Callable[[str], np.ndarray]
-  label: Callable[[str], np.ndarray | None]
-  has_label: Callable[[str], bool]
-  path: Callable[[str], str]
-  cache: dict | None = None
-  in_memory: bool = False
 
 
 def load(spec: str, channels: int) -> Source:
@@ -78,22 +42,6 @@ def load(spec: str, channels: int) -> Source:
     f'config.data.source is {spec!r}, expected one of '
     "'digits', 'avatars', 'folder:PATH'; change --config.data.source"
   )
-
-
-def voc_palette(k: int) -> np.ndarray:
-  """Returns PASCAL VOC's colours of classes 0..k-1, uint8 [k, 3].
-
-  Bit j of the class id goes, from the top, to a bit of channel j mod 3 (VOC
-  development kit, VOCcolormap), so that class 0 is black and neighbours
-  differ strongly.
-  """
-  ids = np.arange(k)
-  colours = np.zeros((k, 3), np.int64)
-  for bit in range(8):
-    for channel in range(3):
-      value = (ids >> (3 * bit + channel)) & 1
-      colours[:, channel] |= value << (7 - bit)
-  return colours.astype(np.uint8)
 
 
 def _in_memory(name, channels, class_names, palette, arrays):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxseg.data import images
-from jaxseg.data.sources import Source
+from jaxseg.data.source import Source
 from jaxseg.errors import UserError
 
 Ids = tuple[str, ...]
