@@ -36,6 +36,7 @@ def default() -> ConfigDict:
   # void) or 'squeeze'; '': they are refused.
   c.data.fit = ''
   c.data.num_labelled = 30  # labels the methods may use; 0: all there are
+  c.data.labelled_by = 'image'  # what is counted: 'image' or 'group' (patient)
   c.data.unlabelled = ()  # further splits that give images without labels
   c.data.unlabelled_includes_labelled = True  # D_r also sees labelled images
   c.data.ood = ()  # out-of-domain splits to evaluate; (): every 'ood*' split

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 import contextlib
 import sys
@@ -10,15 +10,30 @@ class UserError(Exception):
 
   The sentence names the file or the config field, what was found, what was
   expected and how to mend it. Command lines print it without a traceback and
-  exit with `exit_code` 2.
+  exit with `exit_code`: 2 for a mistake in the config or on the command line.
   """
 
   exit_code = 2
 
 
+class DataError(UserError):
+  """A mistake in a data file; exit code 3.
+
+  Attributes:
+    kind: what sort of mistake, a short name such as 'truncated', 'empty',
+      'size_mismatch' or 'unknown_ids'.
+  """
+
+  exit_code = 3
+
+  def __init__(self, message: str, kind: str = 'damaged'):
+    super().__init__(message)
+    self.kind = kind
+
+
 @contextlib.contextmanager
 def friendly() -> Iterator[None]:
-  """Turns a `UserError` into one line on stderr and exit code 2."""
+  """Turns a `UserError` into its sentence on stderr and its exit code."""
   try:
     yield
   except UserError as error:

@@ -1,20 +1,24 @@
 """Which images train, with and without labels, and which are scored."""
 
+import contextlib
 import hashlib
 import json
 import os
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxseg.data import images
+from jaxseg.data.examples import num_threads
 from jaxseg.data.source import Source
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
 
 Ids = tuple[str, ...]
 
-# Label files read to find out which images show which classes.
-MAX_STRATIFY_LABELS = 500
+# Label files read to find out which images show which classes; those of a
+# prepared set are known without.
+MAX_STRATIFY_LABELS = 5000
 
 
 class Splits(NamedTuple):
@@ -44,7 +48,8 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   scoring. Labelled images are drawn group by group in one order that depends
   on the seed alone, so that the first 30 of 150 are the 30; the order keeps
   every class as frequent as in the whole and starts with each class once. An
-  official budget of exactly `num_labelled` ids is preferred.
+  official budget of exactly `num_labelled` images (or groups, as
+  `labelled_by` says) is preferred.
 
   Args:
     source: the data set.
@@ -61,8 +66,7 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
     )
   splits = dict(source.splits)
   _check_names(source, data_config)
-  n = data_config.num_labelled
-  budget = source.budgets.get(str(n), ())
+  budget = _budget(source, data_config)
   rng = np.random.default_rng([seed, 1])
   pool = splits.get('train', splits.get('all', ()))
   for name in ('test', 'val'):
@@ -70,7 +74,7 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
       fraction = data_config[f'{name}_fraction']
       splits[name], pool = _take(source, pool, fraction, budget, rng)
 
-  labelled = _labelled(source, pool, n, budget, seed)
+  labelled = _labelled(source, pool, data_config, budget, seed)
   extra = [s for s in splits if s in ('unlabelled', 'unlabeled')]
   extra += [s for s in data_config.unlabelled if s not in extra]
   unlabelled = list(pool) + [id_ for s in extra for id_ in splits[s]]
@@ -87,7 +91,12 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
     hash='',
   )
   _refuse_leaks(source, result)
-  return result._replace(hash=_hash(result))
+  return rehash(result)
+
+
+def rehash(splits: Splits) -> Splits:
+  """Returns the splits with the hash of their ids."""
+  return splits._replace(hash=_hash(splits))
 
 
 def require_unlabelled(splits: Splits) -> None:
@@ -158,6 +167,11 @@ def _check_names(source, data_config):
         f'config.data.{field} is {data_config[field]}, expected a number from '
         f'0 up to 1; change --config.data.{field}'
       )
+  if data_config.labelled_by not in ('image', 'group'):
+    raise UserError(
+      f'config.data.labelled_by is {data_config.labelled_by!r}, expected '
+      "'image' or 'group'; change --config.data.labelled_by"
+    )
   if data_config.num_labelled < 0:
     raise UserError(
       f'config.data.num_labelled is {data_config.num_labelled}, expected 0 '
@@ -190,19 +204,22 @@ def _take(source, pool, fraction, budget, rng):
   )
 
 
-def _labelled(source, pool, n, budget, seed):
-  """Returns the `n` ids (0: all) whose labels may be used."""
+def _labelled(source, pool, data_config, budget, seed):
+  """Returns the ids whose labels may be used."""
+  n, by_group = data_config.num_labelled, data_config.labelled_by == 'group'
   able = [id_ for id_ in pool if source.has_label(id_)]
   if not able:
     raise UserError(
       f'{source.name} has no labelled image to train on, expected at least '
       'one; put masks named as the images into labels/'
     )
-  if n > len(able):
+  groups = list(_grouped(source, able).values())
+  there = len(groups) if by_group else len(able)
+  if n > there:
     raise UserError(
-      f'config.data.num_labelled is {n}, but {source.name} has {len(able)} '
-      'labelled images to train on, expected no more than that; lower '
-      '--config.data.num_labelled, or set it to 0 for all'
+      f'config.data.num_labelled is {n}, but {source.name} has {there} '
+      f'labelled {data_config.labelled_by}s to train on, expected no more '
+      'than that; lower --config.data.num_labelled, or set it to 0 for all'
     )
   if n == 0:
     return tuple(able)
@@ -215,32 +232,52 @@ def _labelled(source, pool, n, budget, seed):
     )
   if budget:
     return budget
-  return tuple(_stratified_order(source, able, seed, n)[:n])
+  ordered = _stratified_order(source, groups, seed, n)
+  if by_group:
+    return tuple(id_ for group in ordered[:n] for id_ in group)
+  return tuple(id_ for group in ordered for id_ in group)[:n]
 
 
-def _stratified_order(source, ids, seed, n):
-  """Orders ids by groups so that each of the first n beginnings is fair.
+def _budget(source, data_config):
+  """Returns the official ids for num_labelled images or groups, or ()."""
+  n = data_config.num_labelled
+  ids = source.budgets.get(str(n), ())
+  by_group = data_config.labelled_by == 'group'
+  count = len(_grouped(source, ids)) if by_group else len(ids)
+  return ids if count == n else ()
+
+
+def _stratified_order(source, groups, seed, n):
+  """Orders groups of ids so that each of the first n beginnings is fair.
 
   The next group is one that shows the class that is furthest behind its
   frequency, the rarest first; so each class comes once before any comes
   twice, and then in proportion.
   """
-  groups = list(_grouped(source, ids).values())
   rng = np.random.default_rng([seed, 2])
   groups = [groups[i] for i in rng.permutation(len(groups))]
   k = len(source.class_names)
-  limit = len(ids) if source.in_memory else MAX_STRATIFY_LABELS
-  shown, read = [], 0
-  for group in groups:  # one row a group: which classes it shows
-    if read >= limit:
-      break
-    row = np.zeros(k, bool)
-    for id_ in group[: limit - read]:
-      row |= np.bincount(source.label(id_).ravel(), minlength=256)[:k] > 0
-      read += 1
-    shown.append(row)
+  known = source.in_memory or source.classes_in
+  limit = np.inf if known else MAX_STRATIFY_LABELS
+  # Whole groups, as long as their labels stay within the limit.
+  read = np.cumsum([len(group) for group in groups])
+  some = groups[: max(1, np.searchsorted(read, limit, 'right'))]
+  with futures.ThreadPoolExecutor(num_threads()) as pool:
+    shown = list(pool.map(lambda g: _classes_shown(source, g)[:k], some))
   shown = np.array(shown)
-  return [id_ for i in _fair_order(shown, len(groups), n) for id_ in groups[i]]
+  return [groups[i] for i in _fair_order(shown, len(groups), n)]
+
+
+def _classes_shown(source, ids):
+  """Returns bool [256]: which class ids the labels of a group hold."""
+  if source.classes_in:
+    return np.any([source.classes_in(id_) for id_ in ids], 0)
+  row = np.zeros(256, bool)
+  for id_ in ids:
+    # A damaged file is told of, with all others, when the set is checked.
+    with contextlib.suppress(DataError):
+      row |= np.bincount(source.label(id_).ravel(), minlength=256) > 0
+  return row
 
 
 def _fair_order(shown, total, n):

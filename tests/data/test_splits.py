@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxseg.data import sources, splits
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
 
 
 def make_source(labels, groups=None, budgets=None, unlabelled=(), **parts):
@@ -255,3 +255,67 @@ def test_load_refuses_damaged_and_edited_files(config, tmp_path):
   path.write_text(json.dumps(content))
   with pytest.raises(UserError, match='was edited'):
     splits.load_splits(path)
+
+
+def test_labels_counted_in_groups(config):
+  """Budgets of patients: whole groups, nested; an official one wins."""
+  groups = {id_: f'p{i // 10:02d}' for i, id_ in enumerate(IDS)}
+  config.data.labelled_by = 'group'
+  drawn = []
+  for n in (2, 5):
+    config.data.num_labelled = n
+    source = make_source(PLAIN, groups=groups)
+    drawn.append(splits.make_splits(source, config.data, 0).labelled)
+    patients = {groups[i] for i in drawn[-1]}
+    assert len(patients) == n and len(drawn[-1]) == 10 * n
+  assert set(drawn[0]) <= set(drawn[1])
+  official = [i for i in IDS if groups[i] in ('p03', 'p04')]
+  parts = {'train': IDS, 'val': [], 'test': []}
+  budgets = {'2': tuple(official)}
+  source = make_source(PLAIN, groups=groups, budgets=budgets, **parts)
+  config.data.num_labelled = 2
+  assert splits.make_splits(source, config.data, 0).labelled == tuple(official)
+  # Counted in images, two labels are two labels.
+  config.data.labelled_by = 'image'
+  assert len(splits.make_splits(source, config.data, 0).labelled) == 2
+
+
+def test_labelled_by_is_checked(config):
+  config.data.labelled_by = 'patient'
+  with pytest.raises(UserError, match="'image' or 'group'"):
+    splits.make_splits(make_source(PLAIN), config.data, 0)
+
+
+def test_a_damaged_label_does_not_stop_the_drawing(config):
+  """It is told of, with all others, when the set is checked."""
+  source = make_source(PLAIN, train=IDS, val=[], test=[])
+
+  def label(id_):
+    if id_ == IDS[0]:
+      raise DataError('000.png: damaged')
+    return source.label(id_)
+
+  s = splits.make_splits(source._replace(label=label), config.data, 0)
+  assert len(s.labelled) == 4
+
+
+def test_known_classes_spare_the_labels(config):
+  def no_label(id_):
+    raise AssertionError(f'{id_} was read')
+
+  def classes_in(id_):
+    row = np.zeros(256, bool)
+    row[[0, 1 + int(id_) % 3]] = True
+    return row
+
+  source = make_source(PLAIN, train=IDS, val=[], test=[])
+  source = source._replace(label=no_label, classes_in=classes_in)
+  config.data.num_labelled = 3
+  s = splits.make_splits(source, config.data, 0)
+  assert {int(i) % 3 for i in s.labelled} == {0, 1, 2}
+
+
+def test_rehash(config):
+  s = splits.make_splits(make_source(PLAIN), config.data, 0)
+  fewer = splits.rehash(s._replace(unlabelled=s.unlabelled[1:]))
+  assert fewer.hash != s.hash and splits.rehash(s) == s
