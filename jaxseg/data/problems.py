@@ -127,9 +127,7 @@ def to_json(problems: Iterable[Problem]) -> list[dict[str, str]]:
   return [problem._asdict() for problem in in_order(problems)]
 
 
-def write_report(
-  path: str | os.PathLike, problems: Sequence[Problem]
-) -> None:
+def write_report(path: str | os.PathLike, problems: Sequence[Problem]) -> None:
   """Writes all problems as CSV: severity, kind, path, message."""
   text = io.StringIO()
   table = csv.writer(text, lineterminator='\n')
