@@ -2,98 +2,156 @@
 
 import io
 import os
-import pathlib
-import tempfile
-import warnings
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxseg.errors import UserError
+from jaxseg.data import decode, files, problems
+from jaxseg.data.files import write_atomically as write_atomically
+from jaxseg.data.intensity import Intensity, to_8_bits
+from jaxseg.data.labels import LABEL_FORMATS as LABEL_FORMATS
+from jaxseg.data.labels import LABEL_SUFFIXES as LABEL_SUFFIXES
+from jaxseg.data.labels import VOID as VOID
+from jaxseg.data.labels import decode_label as decode_label
+from jaxseg.data.labels import label_palette as label_palette
+from jaxseg.data.labels import read_label as read_label
+from jaxseg.errors import DataError
 
 # Pillow picks a decoder by content; the list keeps its 40 other parsers out.
 IMAGE_FORMATS = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP')
-LABEL_FORMATS = ('PNG', 'TIFF', 'BMP')  # lossless: JPEG invents class ids
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.webp', '.bmp')
-LABEL_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
-MAX_PIXELS = 150_000_000
-VOID = 255
 VOID_COLOUR = (224, 224, 192)
-# Share of the pixels cut off at either end of a 16-bit or float image: a
-# burnt-in marker must not decide how dark the anatomy becomes.
-RANGE_TAIL = 0.005
+_AS_STORED = Intensity()
 
 
-def read_image(path: str | os.PathLike, channels: int) -> np.ndarray:
-  """Reads one image file of any common kind.
+def read_image(
+  path: str | os.PathLike, channels: int, intensity: Intensity = _AS_STORED
+) -> np.ndarray:
+  """Reads one image file; see `decode_image`.
+
+  Raises:
+    DataError: as `files.read_bytes` and `decode_image`.
+  """
+  data = files.read_bytes(path, 'image')
+  return decode_image(data, str(path), channels, intensity)
+
+
+def decode_image(
+  data: bytes, name: str, channels: int, intensity: Intensity = _AS_STORED
+) -> np.ndarray:
+  """Decodes one image file of any common kind.
 
   The EXIF orientation is applied. Palettes become colours, transparency is
   composited over black, colour becomes luma (ITU-R 601) for `channels=1` and
-  grey is repeated for `channels=3`. Images deeper than 8 bits (16-bit and
-  32-bit grey, float) are mapped linearly so that their own 0.5th and 99.5th
-  percentiles become 0 and 255; 16-bit colour keeps its upper byte.
+  grey is repeated for `channels=3`. Deeper than 8 bits (16-bit grey and
+  colour, 32-bit, float) are mapped as `intensity` says; so are 8-bit images
+  if its mode is not 'auto'. Colour profiles are not applied. What is changed
+  is mentioned, see `problems.collect`.
 
   Args:
-    path: a PNG, JPEG, TIFF, WebP or BMP file, recognised by its content.
+    data: content of a PNG, JPEG, TIFF, WebP or BMP file.
+    name: of the file, for messages.
     channels: 1 or 3.
+    intensity: how stored values become 0..255.
 
   Returns:
     uint8 [H, W, channels].
 
   Raises:
-    UserError: a file that is missing, empty, damaged, no image, too large or
-      of several frames.
+    DataError: as `decode.open_image`; 'not_finite'.
   """
-  image = _open(path, IMAGE_FORMATS, 'image')
+  opened = decode.open_image(data, name, IMAGE_FORMATS, 'image')
+  image = opened.image
+  _tell_of_profile(image, name)
   if image.mode in ('I', 'F') or image.mode.startswith('I;'):
-    image = Image.fromarray(_to_8_bits(np.asarray(image), path))
-  if image.has_transparency_data:
-    image = image.convert('RGBA')
-    black = Image.new('RGBA', image.size, (0, 0, 0, 255))
-    image = Image.alpha_composite(black, image).convert('RGB')
-  image = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
-  return image.reshape(*image.shape[:2], channels)
+    deep = _finite(np.asarray(image), name)
+    image = Image.fromarray(to_8_bits(deep, intensity))
+  elif opened.deep_colour:
+    image = _deep_colour(data, name, opened, intensity)
+  else:
+    image = _over_black(image, name)
+    # Images that were deep have been mapped already.
+    return to_8_bits(_to_array(image, name, channels), intensity)
+  return _to_array(_over_black(image, name), name, channels)
 
 
-def read_label(path: str | os.PathLike) -> np.ndarray:
-  """Reads one file of class ids.
-
-  Indexed ('P') files give their indices, not their colours; grey files their
-  values; 1-bit files 0 and 1.
-
-  Args:
-    path: a PNG, TIFF or BMP file.
-
-  Returns:
-    uint8 [H, W], 255 = void.
-
-  Raises:
-    UserError: as `read_image`; a colour or lossy file; ids above 255.
-  """
-  image = _open(path, LABEL_FORMATS, 'label')
-  deep = image.mode == 'I' or image.mode.startswith('I;')
-  if image.mode not in ('1', 'L', 'P') and not deep:
-    raise UserError(
-      f'{path}: the label file holds colours (mode {image.mode}), expected '
-      'one class id per pixel; save it as an indexed or grey PNG whose pixel '
-      'values are class ids'
+def _to_array(image, name, channels):
+  if image.mode == 'CMYK':
+    problems.mention(
+      'cmyk', name, 'the image is CMYK, expected RGB; it was converted'
     )
-  label = np.asarray(image)
-  if deep and (label.min() < 0 or label.max() > 255):
-    raise UserError(
-      f'{path}: the label file holds the value {label.max()}, expected class '
-      'ids from 0 to 255; save it as an 8-bit PNG whose pixel values are '
-      'class ids'
+  if channels == 1 and image.mode not in ('1', 'L', 'P', 'LA'):
+    rgb = np.asarray(image.convert('RGB'))
+    if (rgb != rgb[..., :1]).any():
+      problems.mention(
+        'colour_as_grey',
+        name,
+        'the image has colours, expected grey as config.data.channels is 1; '
+        'its luma is used',
+      )
+  array = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+  return array.reshape(*array.shape[:2], channels)
+
+
+def _finite(values, name):
+  wrong = np.count_nonzero(~np.isfinite(values))
+  if wrong:
+    raise DataError(
+      f'{name}: {wrong} pixels are NaN or infinite, expected finite values; '
+      'replace them',
+      'not_finite',
     )
-  return label.astype(np.uint8)
+  return values
 
 
-def label_palette(path: str | os.PathLike) -> np.ndarray | None:
-  """Returns the colours (uint8 [n, 3]) of an indexed file, else None."""
-  image = _open(path, LABEL_FORMATS, 'label')
-  if image.mode != 'P':
-    return None
-  return np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
+def _over_black(image, name):
+  """Returns an image without transparency."""
+  if not image.has_transparency_data:
+    return image
+  image = image.convert('RGBA')
+  if image.getextrema()[3][0] == 255:
+    return image.convert('RGB')
+  problems.mention(
+    'transparent',
+    name,
+    'the image has transparent pixels, expected opaque ones; they are shown '
+    'over black',
+  )
+  black = Image.new('RGBA', image.size, (0, 0, 0, 255))
+  return Image.alpha_composite(black, image).convert('RGB')
+
+
+def _deep_colour(data, name, opened, intensity):
+  """16 bits a channel, which only OpenCV reads whole."""
+  found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if found is None or found.ndim != 3 or found.dtype != np.uint16:
+    problems.mention(
+      'deep_colour',
+      name,
+      'the image has 16 bits a channel of a kind that cannot be read whole, '
+      'expected 8; the upper 8 are used',
+    )
+    return opened.image
+  colour = to_8_bits(np.ascontiguousarray(found[..., 2::-1]), intensity)
+  if found.shape[-1] == 4:
+    alpha = (found[..., 3:] >> 8).astype(np.uint8)
+    colour = np.concatenate([colour, alpha], axis=-1)
+  image = Image.fromarray(colour)
+  image.getexif()[0x0112] = opened.orientation
+  return ImageOps.exif_transpose(image)
+
+
+def _tell_of_profile(image, name):
+  profile = image.info.get('icc_profile') or b''
+  known = b'sRGB' in profile or 'sRGB'.encode('utf-16-be') in profile
+  if profile and not known and image.mode not in ('1', 'L', 'I', 'I;16'):
+    problems.mention(
+      'colour_profile',
+      name,
+      'the image has a colour profile other than sRGB, expected none; it is '
+      'not applied, so colours may look paler',
+    )
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -154,118 +212,3 @@ def write_label(
   data = io.BytesIO()
   image.save(data, 'PNG')
   write_atomically(path, data.getvalue())
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-  """Writes `data` so that a reader or a crash never sees half a file."""
-  path = pathlib.Path(path)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.' + path.name)
-  try:
-    with os.fdopen(handle, 'wb') as f:
-      f.write(data)
-    mask = os.umask(0)  # mkstemp makes private files; give the usual rights
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
-def _open(path, formats, kind):
-  """Returns the whole decoded Pillow image, upright."""
-  data = _read_bytes(path, kind)
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Pillow warns of sizes refused below
-    image = _decoded(path, data, formats, kind)
-  return ImageOps.exif_transpose(image)
-
-
-def _decoded(path, data, formats, kind):
-  try:
-    image = Image.open(io.BytesIO(data), formats=formats)
-    if getattr(image, 'n_frames', 1) > 1:
-      raise UserError(
-        f'{path}: the {kind} file holds {image.n_frames} frames, expected '
-        'one; save each frame as a file of its own'
-      )
-    if image.width * image.height > MAX_PIXELS:
-      raise UserError(
-        f'{path}: the {kind} is {image.width}x{image.height} pixels, '
-        f'expected at most {MAX_PIXELS // 10**6} million; make it smaller'
-      )
-    if image.format == 'PNG':  # checks the checksums, which decoding skips
-      image.verify()
-      image = Image.open(io.BytesIO(data), formats=formats)
-    image.load()
-    return image
-  except UserError:
-    raise
-  except Image.UnidentifiedImageError:
-    found = _foreign_format(data)
-    raise UserError(
-      f'{path}: the {kind} file is {found}, expected '
-      f'{", ".join(formats)}; convert or replace the file'
-    ) from None
-  except Exception as error:  # decoders raise many types on damaged files
-    raise UserError(
-      f'{path}: the {kind} file is damaged or cut off ({error}), expected a '
-      'file that decodes whole; copy or download it again, or remove it'
-    ) from error
-
-
-def _read_bytes(path, kind):
-  """Returns the content, or says why it cannot be an image."""
-  if not os.path.isfile(path):
-    what = 'not a regular file' if os.path.exists(path) else 'missing'
-    raise UserError(
-      f'{path}: the {kind} file is {what}, expected an image file; check the '
-      'path'
-    )
-  try:
-    data = pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UserError(
-      f'{path}: the {kind} file cannot be read ({error.strerror}), expected a '
-      'readable file; check its permissions'
-    ) from error
-  head = data[:512].lstrip().lower()
-  if not data:
-    found, fix = 'empty (0 bytes)', 'copy or download it again'
-  elif head.startswith(b'version https://git-lfs'):
-    found, fix = 'a git-LFS pointer, not the image', 'run `git lfs pull`'
-  elif head.startswith((b'<!doctype html', b'<html')):
-    found, fix = 'a web page (HTML)', 'download it again'
-  else:
-    return data
-  raise UserError(
-    f'{path}: the {kind} file is {found}, expected an image; {fix}'
-  )
-
-
-def _foreign_format(data):
-  """Names what is in a file that none of the allowed decoders knows."""
-  if data[:3] == b'\xff\xd8\xff':
-    return 'a JPEG (lossy, it changes class ids)'
-  if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
-    return 'a WebP'
-  if data[:4] == b'GIF8':
-    return 'a GIF'
-  if b'\0' not in data[:512] and data[:512].isascii():
-    return 'text, not an image'
-  return 'no image of a known kind'
-
-
-def _to_8_bits(image, path):
-  """Maps the robust range of a deep grey image to 0..255."""
-  image = image.astype(np.float64)
-  if not np.isfinite(image).all():
-    raise UserError(
-      f'{path}: {np.count_nonzero(~np.isfinite(image))} pixels are NaN or '
-      'infinite, expected finite values; replace them'
-    )
-  low, high = np.quantile(image, (RANGE_TAIL, 1 - RANGE_TAIL))
-  if low == high:  # nearly constant: the few other pixels are all there is
-    low, high = image.min(), image.max()
-  scaled = (image - low) / max(high - low, 1e-12)
-  return np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)

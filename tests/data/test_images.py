@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import images
+from jaxseg.data import decode, images
 from jaxseg.errors import UserError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -195,7 +195,7 @@ def test_several_frames(tmp_path):
 
 
 def test_too_large(tmp_path, monkeypatch):
-  monkeypatch.setattr(images, 'MAX_PIXELS', 40)
+  monkeypatch.setattr(decode, 'MAX_PIXELS', 40)
   with pytest.raises(UserError, match='8x6 pixels'):
     images.read_image(save(tmp_path / 'x.png', GREY), 1)
 

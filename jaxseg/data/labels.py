@@ -1,0 +1,366 @@
+"""Label files to class ids: exactly, or refused with the line that mends it."""
+
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxseg.data import decode, files, problems
+from jaxseg.errors import DataError
+
+LABEL_FORMATS = ('PNG', 'TIFF', 'BMP')  # lossless: JPEG invents class ids
+LABEL_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
+VOID = 255
+# As a key of `colours`: pixels of alpha 0, whatever their colour.
+TRANSPARENT = (0, 0, 0, 0)
+_SHOWN = 8  # values or colours in a message
+
+Colours = Mapping[tuple[int, ...], int]
+Values = Mapping[int, int]
+
+
+def read_label(
+  path: str | os.PathLike,
+  colours: Colours | None = None,
+  values: Values | None = None,
+) -> np.ndarray:
+  """Reads one label file; see `decode_label`.
+
+  Raises:
+    DataError: as `files.read_bytes` and `decode_label`.
+  """
+  data = files.read_bytes(path, 'label')
+  return decode_label(data, str(path), colours, values)
+
+
+def decode_label(
+  data: bytes,
+  name: str,
+  colours: Colours | None = None,
+  values: Values | None = None,
+) -> np.ndarray:
+  """Decodes one file of class ids.
+
+  Grey files of 1, 8, 16 or 32 bits and float files of whole numbers give
+  their values, indexed ('P') files their indices. Where those are no class
+  ids but their colours are all in `colours`, the colours decide; where both
+  could be meant and differ, the file is refused. Colour files need `colours`
+  unless they are grey throughout. Nothing is rounded and no nearest colour is
+  looked for.
+
+  Args:
+    data: a PNG, TIFF or BMP file's content.
+    name: of the file, for messages.
+    colours: class id, or 255, of (red, green, blue); `TRANSPARENT` as a key
+      makes pixels of alpha 0 void.
+    values: class id, or 255, of stored values. Others stay what they are,
+      except that a value which another one becomes is refused; 255 stays
+      void. White of a 1-bit file counts as 255 if that is in it and 1 is not.
+
+  Returns:
+    uint8 [H, W], 255 = void.
+
+  Raises:
+    DataError: as `decode.open_image`; 'colours', 'unknown_colours',
+      'blended_colours', 'ambiguous_palette', 'transparent', 'not_whole',
+      'deep_colour', 'times_257' or 'unknown_ids'.
+  """
+  image, _, deep_colour = decode.open_image(data, name, LABEL_FORMATS, 'label')
+  if deep_colour:
+    raise DataError(
+      f'{name}: the label file holds colours of 16 bits a channel, expected '
+      'class ids; save it as an 8-bit grey or indexed PNG',
+      'deep_colour',
+    )
+  if image.mode in ('RGB', 'RGBA', 'LA', 'PA'):
+    return _from_colours(image, name, colours, values)
+  numbers = np.asarray(image)
+  if image.mode == '1':
+    white = VOID if values and VOID in values and 1 not in values else 1
+    numbers = numbers * np.uint8(white)
+  elif image.mode not in ('L', 'P', 'I', 'F') and image.mode[:2] != 'I;':
+    raise DataError(
+      f'{name}: the label file holds colours (mode {image.mode}), expected '
+      'one class id per pixel; save it as an indexed or grey PNG whose pixel '
+      'values are class ids',
+      'colours',
+    )
+  palette = _palette(image) if image.mode == 'P' else _GREY
+  return to_ids(numbers, name, values, colours, palette)
+
+
+_GREY = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+
+
+def to_ids(
+  numbers: np.ndarray,
+  name: str,
+  values: Values | None = None,
+  colours: Colours | None = None,
+  palette: np.ndarray = _GREY,
+) -> np.ndarray:
+  """Turns stored numbers into class ids; see `decode_label`.
+
+  Args:
+    numbers: of any dtype and shape.
+    name: of the file, for messages.
+    values: see `decode_label`.
+    colours: see `decode_label`.
+    palette: uint8 [n, 3], the colours of the numbers 0..n-1.
+
+  Returns:
+    uint8 of the same shape.
+
+  Raises:
+    DataError: 'not_whole', 'unknown_ids', 'times_257', 'ambiguous_palette'.
+  """
+  numbers = _whole(numbers, name)
+  found, counts = _unique(numbers)
+  if values:
+    new = _by_values(found, counts, name, values)
+  elif colours and found[0] >= 0 and found[-1] < len(palette):
+    new = _by_palette(found, counts, name, colours, palette[found])
+  else:
+    new = found
+  if new.min() < 0 or new.max() > VOID:
+    raise _out_of_range(found, counts, name)
+  if np.array_equal(new, found) and numbers.dtype == np.uint8:
+    return numbers
+  if numbers.dtype == np.uint8:
+    table = np.zeros(256, np.uint8)
+    table[found] = new
+    return table[numbers]
+  return new.astype(np.uint8)[np.searchsorted(found, numbers)]
+
+
+def _whole(numbers, name):
+  """Returns integers; refuses fractions."""
+  if numbers.dtype.kind in 'iub':
+    return numbers.astype(np.uint8) if numbers.dtype.kind == 'b' else numbers
+  with np.errstate(invalid='ignore'):
+    fractions = np.count_nonzero(numbers != np.floor(numbers))
+  fractions += np.count_nonzero(np.isinf(numbers))
+  if fractions:
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    raise DataError(
+      f'{name}: {fractions} of {numbers.size} pixels of the label are no whole '
+      f'numbers (from {low:.4g} to {high:.4g}), expected class ids; if it is a '
+      'probability, save (p > 0.5) as 0 and 1',
+      'not_whole',
+    )
+  return numbers.astype(np.int64)
+
+
+def _unique(numbers):
+  """Returns (sorted values, their counts)."""
+  if numbers.dtype == np.uint8:
+    counts = np.bincount(numbers.ravel(), minlength=256)
+    found = np.flatnonzero(counts)
+    return found, counts[found]
+  found, counts = np.unique(numbers, return_counts=True)
+  return found.astype(np.int64), counts
+
+
+def _by_values(found, counts, name, values):
+  """Maps by the explicit `values`; others stay, if that is no mix-up."""
+  targets = set(values.values()) - {VOID}
+  mixed = [i for i, v in enumerate(found) if v in targets and v not in values]
+  if mixed:
+    raise DataError(
+      f'{name}: the label holds {_pixels(found[mixed], counts[mixed])}, which '
+      '"values" in classes.json gives no class, though another value becomes '
+      f'that id; add it there, e.g. "{found[mixed[0]]}": {found[mixed[0]]} or '
+      f'"{found[mixed[0]]}": {VOID} (void)',
+      'unknown_ids',
+    )
+  return np.array([values.get(int(v), int(v)) for v in found], np.int64)
+
+
+def _by_palette(found, counts, name, colours, looks):
+  """Indices if they are class ids, else what their colours stand for."""
+  mapped = [colours.get(tuple(map(int, look)), -1) for look in looks]
+  mapped = np.array(mapped, np.int64)
+  ids = set(colours.values())
+  # Where white is a class, the grey value 255 is that class and not void.
+  if colours.get((255, 255, 255), VOID) == VOID or tuple(_GREY[-1]) not in {
+    tuple(look) for look in looks
+  }:
+    ids.add(VOID)
+  are_ids = all(int(v) in ids for v in found)
+  are_colours = mapped.min() >= 0
+  if are_colours and are_ids and not np.array_equal(mapped, found):
+    i = int(np.flatnonzero(mapped != found)[0])
+    raise DataError(
+      f"{name}: the label's value {found[i]} is a class id, but its colour "
+      f'{list(map(int, looks[i]))} is that of class {mapped[i]} in '
+      'classes.json, expected one meaning; save the file as RGB if the '
+      'colours are right, or remove the colours from classes.json if the '
+      'values are',
+      'ambiguous_palette',
+    )
+  if are_colours and not are_ids:
+    problems.mention(
+      'colours_of_palette',
+      name,
+      "the label's indices are no class ids, expected some of "
+      f'{sorted(ids)}; its colours are in classes.json, and decide',
+    )
+    return mapped
+  return found
+
+
+def _out_of_range(found, counts, name):
+  """The error for values that no id can have, with what may have been meant."""
+  wrong = (found < 0) | (found > VOID)
+  kind, fix = (
+    'unknown_ids',
+    ('save it as an 8-bit PNG whose pixel values are class ids'),
+  )
+  if found[0] >= 0 and not (found % 257).any():
+    kind = 'times_257'
+    ids = {int(v): int(v) // 257 for v in found}
+    if list(ids) == [0, 65535]:
+      ids[65535] = 1
+    line = json.dumps({'values': {str(k): v for k, v in ids.items()}})
+    fix = (
+      'all are multiples of 257, as after a conversion from 8 to 16 bits; put '
+      f'{line} into classes.json'
+    )
+  return DataError(
+    f'{name}: the label file holds the value {found[wrong][-1]} '
+    f'({_pixels(found[wrong], counts[wrong])}), expected class ids from 0 to '
+    f'255; {fix}',
+    kind,
+  )
+
+
+def _from_colours(image, name, colours, values):
+  """Maps the colours of [H, W] pixels to ids, each exactly."""
+  rgb, clear = _opaque(image, name, colours)
+  grey = (rgb == rgb[..., :1]).all()
+  if grey and not clear.any():
+    problems.mention(
+      'grey_as_rgb',
+      name,
+      'the label is stored as RGB, expected one value a pixel; all three '
+      'channels are equal, so they are read as one',
+    )
+    return to_ids(np.ascontiguousarray(rgb[..., 0]), name, values, colours)
+  codes = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+  if not colours:
+    raise _no_colours(codes, name)
+  label = np.full(codes.shape, VOID, np.uint8)
+  known = clear.copy()
+  for colour, id_ in colours.items():
+    if colour != TRANSPARENT:
+      here = (codes == _code(colour)) & ~clear
+      label[here] = id_
+      known |= here
+  if not known.all():
+    raise _unknown_colours(codes[~known], codes.size, name, colours)
+  return label
+
+
+def _opaque(image, name, colours):
+  """Returns (uint8 [H, W, 3], bool [H, W]: transparent); see TRANSPARENT."""
+  array = np.asarray(image.convert('RGBA' if image.mode != 'RGB' else 'RGB'))
+  if array.shape[-1] == 3:
+    return array, np.zeros(array.shape[:2], bool)
+  alpha = array[..., 3]
+  clear = alpha == 0
+  see_through = np.count_nonzero(alpha < 255)
+  partly = np.count_nonzero((alpha > 0) & (alpha < 255))
+  if see_through and (partly or TRANSPARENT not in (colours or {})):
+    raise DataError(
+      f'{name}: {see_through} of {alpha.size} pixels of the label are '
+      f'transparent ({partly} of them partly), expected opaque class ids; '
+      'give them a colour, or put "void": "transparent" into classes.json if '
+      'all are wholly transparent and mean void',
+      'transparent',
+    )
+  return array[..., :3], clear
+
+
+def _no_colours(codes, name):
+  """The error for a colour file without a list of colours."""
+  found, counts = np.unique(codes, return_counts=True)
+  found = found[np.argsort(-counts, kind='stable')]
+  if len(found) <= 64:
+    names = ['background', *(f'class {i}' for i in range(1, len(found)))]
+    line = dict(zip(names, map(_colour, found[:_SHOWN]), strict=False))
+    more = ', ...' * (len(found) > _SHOWN)
+    fix = (
+      f'name its {len(found)} colours in classes.json: '
+      f'{json.dumps(line)[:-1]}{more}}}'
+    )
+  else:
+    fix = (
+      f'its {len(found)} colours look like a photo, an overlay or a lossy '
+      'copy; export the labels again, as an indexed or grey PNG'
+    )
+  return DataError(
+    f'{name}: the label file holds colours, expected one class id per pixel; '
+    f'{fix}',
+    'colours',
+  )
+
+
+def _unknown_colours(codes, total, name, colours):
+  """The error for colours that are not in the list."""
+  found, counts = np.unique(codes, return_counts=True)
+  order = np.argsort(-counts, kind='stable')
+  shown = ', '.join(
+    f'{_colour(found[i])} ({counts[i]})' for i in order[:_SHOWN]
+  )
+  if len(found) > _SHOWN:
+    shown += f' and {len(found) - _SHOWN} more'
+  # Edges drawn smoothly or saved lossily: many colours, few pixels of each.
+  blended = len(found) > len(colours) and len(codes) < total / 2
+  fix = (
+    'they look blended, as at smooth edges or after JPEG; export the labels '
+    'again without anti-aliasing, lossy formats or smooth resizing'
+    if blended
+    else 'add them to classes.json, or to the file that has the class'
+  )
+  return DataError(
+    f'{name}: {len(codes)} of {total} pixels of the label have colours that '
+    f'are not in classes.json: {shown}; {fix}',
+    'blended_colours' if blended else 'unknown_colours',
+  )
+
+
+def _code(colour):
+  red, green, blue = colour
+  return (red << 16) + (green << 8) + blue
+
+
+def _colour(code):
+  return [int(code) >> 16, int(code) >> 8 & 255, int(code) & 255]
+
+
+def _pixels(found, counts):
+  """Words for values and how many pixels have each."""
+  parts = [f'{v} in {n} pixels' for v, n in zip(found, counts, strict=True)]
+  return problems.some(parts, _SHOWN)
+
+
+def _palette(image):
+  """Returns uint8 [256, 3]; colours that the file leaves out are black."""
+  colours = np.array(image.getpalette('RGB') or [], np.uint8).reshape(-1, 3)
+  palette = np.zeros((256, 3), np.uint8)
+  palette[: len(colours)] = colours[:256]
+  return palette
+
+
+def label_palette(path: str | os.PathLike) -> np.ndarray | None:
+  """Returns the colours (uint8 [n, 3]) of an indexed file, else None.
+
+  Raises:
+    DataError: as `read_label`.
+  """
+  data = files.read_bytes(path, 'label')
+  image = decode.open_image(data, str(path), LABEL_FORMATS, 'label').image
+  if image.mode != 'P':
+    return None
+  return np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
