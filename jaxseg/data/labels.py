@@ -6,17 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxseg.data import decode, files, problems
+from jaxseg.data import decode, files, label_colours, problems
+from jaxseg.data.label_colours import SHOWN, VOID, Colours
+from jaxseg.data.label_colours import TRANSPARENT as TRANSPARENT
 from jaxseg.errors import DataError
 
 LABEL_FORMATS = ('PNG', 'TIFF', 'BMP')  # lossless: JPEG invents class ids
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
-VOID = 255
-# As a key of `colours`: pixels of alpha 0, whatever their colour.
-TRANSPARENT = (0, 0, 0, 0)
-_SHOWN = 8  # values or colours in a message
-
-Colours = Mapping[tuple[int, ...], int]
 Values = Mapping[int, int]
 
 
@@ -74,7 +70,16 @@ def decode_label(
       'deep_colour',
     )
   if image.mode in ('RGB', 'RGBA', 'LA', 'PA'):
-    return _from_colours(image, name, colours, values)
+    rgb, clear = label_colours.opaque(image, name, colours)
+    if clear.any() or (rgb != rgb[..., :1]).any():
+      return label_colours.from_rgb(rgb, clear, name, colours)
+    problems.mention(
+      'grey_as_rgb',
+      name,
+      'the label is stored as RGB, expected one value a pixel; all three '
+      'channels are equal, so they are read as one',
+    )
+    return to_ids(np.ascontiguousarray(rgb[..., 0]), name, values, colours)
   numbers = np.asarray(image)
   if image.mode == '1':
     white = VOID if values and VOID in values and 1 not in values else 1
@@ -120,7 +125,7 @@ def to_ids(
   if values:
     new = _by_values(found, counts, name, values)
   elif colours and found[0] >= 0 and found[-1] < len(palette):
-    new = _by_palette(found, counts, name, colours, palette[found])
+    new = label_colours.by_palette(found, name, colours, palette[found])
   else:
     new = found
   if new.min() < 0 or new.max() > VOID:
@@ -177,39 +182,6 @@ def _by_values(found, counts, name, values):
   return np.array([values.get(int(v), int(v)) for v in found], np.int64)
 
 
-def _by_palette(found, counts, name, colours, looks):
-  """Indices if they are class ids, else what their colours stand for."""
-  mapped = [colours.get(tuple(map(int, look)), -1) for look in looks]
-  mapped = np.array(mapped, np.int64)
-  ids = set(colours.values())
-  # Where white is a class, the grey value 255 is that class and not void.
-  if colours.get((255, 255, 255), VOID) == VOID or tuple(_GREY[-1]) not in {
-    tuple(look) for look in looks
-  }:
-    ids.add(VOID)
-  are_ids = all(int(v) in ids for v in found)
-  are_colours = mapped.min() >= 0
-  if are_colours and are_ids and not np.array_equal(mapped, found):
-    i = int(np.flatnonzero(mapped != found)[0])
-    raise DataError(
-      f"{name}: the label's value {found[i]} is a class id, but its colour "
-      f'{list(map(int, looks[i]))} is that of class {mapped[i]} in '
-      'classes.json, expected one meaning; save the file as RGB if the '
-      'colours are right, or remove the colours from classes.json if the '
-      'values are',
-      'ambiguous_palette',
-    )
-  if are_colours and not are_ids:
-    problems.mention(
-      'colours_of_palette',
-      name,
-      "the label's indices are no class ids, expected some of "
-      f'{sorted(ids)}; its colours are in classes.json, and decide',
-    )
-    return mapped
-  return found
-
-
 def _out_of_range(found, counts, name):
   """The error for values that no id can have, with what may have been meant."""
   wrong = (found < 0) | (found > VOID)
@@ -235,114 +207,10 @@ def _out_of_range(found, counts, name):
   )
 
 
-def _from_colours(image, name, colours, values):
-  """Maps the colours of [H, W] pixels to ids, each exactly."""
-  rgb, clear = _opaque(image, name, colours)
-  grey = (rgb == rgb[..., :1]).all()
-  if grey and not clear.any():
-    problems.mention(
-      'grey_as_rgb',
-      name,
-      'the label is stored as RGB, expected one value a pixel; all three '
-      'channels are equal, so they are read as one',
-    )
-    return to_ids(np.ascontiguousarray(rgb[..., 0]), name, values, colours)
-  codes = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-  if not colours:
-    raise _no_colours(codes, name)
-  label = np.full(codes.shape, VOID, np.uint8)
-  known = clear.copy()
-  for colour, id_ in colours.items():
-    if colour != TRANSPARENT:
-      here = (codes == _code(colour)) & ~clear
-      label[here] = id_
-      known |= here
-  if not known.all():
-    raise _unknown_colours(codes[~known], codes.size, name, colours)
-  return label
-
-
-def _opaque(image, name, colours):
-  """Returns (uint8 [H, W, 3], bool [H, W]: transparent); see TRANSPARENT."""
-  array = np.asarray(image.convert('RGBA' if image.mode != 'RGB' else 'RGB'))
-  if array.shape[-1] == 3:
-    return array, np.zeros(array.shape[:2], bool)
-  alpha = array[..., 3]
-  clear = alpha == 0
-  see_through = np.count_nonzero(alpha < 255)
-  partly = np.count_nonzero((alpha > 0) & (alpha < 255))
-  if see_through and (partly or TRANSPARENT not in (colours or {})):
-    raise DataError(
-      f'{name}: {see_through} of {alpha.size} pixels of the label are '
-      f'transparent ({partly} of them partly), expected opaque class ids; '
-      'give them a colour, or put "void": "transparent" into classes.json if '
-      'all are wholly transparent and mean void',
-      'transparent',
-    )
-  return array[..., :3], clear
-
-
-def _no_colours(codes, name):
-  """The error for a colour file without a list of colours."""
-  found, counts = np.unique(codes, return_counts=True)
-  found = found[np.argsort(-counts, kind='stable')]
-  if len(found) <= 64:
-    names = ['background', *(f'class {i}' for i in range(1, len(found)))]
-    line = dict(zip(names, map(_colour, found[:_SHOWN]), strict=False))
-    more = ', ...' * (len(found) > _SHOWN)
-    fix = (
-      f'name its {len(found)} colours in classes.json: '
-      f'{json.dumps(line)[:-1]}{more}}}'
-    )
-  else:
-    fix = (
-      f'its {len(found)} colours look like a photo, an overlay or a lossy '
-      'copy; export the labels again, as an indexed or grey PNG'
-    )
-  return DataError(
-    f'{name}: the label file holds colours, expected one class id per pixel; '
-    f'{fix}',
-    'colours',
-  )
-
-
-def _unknown_colours(codes, total, name, colours):
-  """The error for colours that are not in the list."""
-  found, counts = np.unique(codes, return_counts=True)
-  order = np.argsort(-counts, kind='stable')
-  shown = ', '.join(
-    f'{_colour(found[i])} ({counts[i]})' for i in order[:_SHOWN]
-  )
-  if len(found) > _SHOWN:
-    shown += f' and {len(found) - _SHOWN} more'
-  # Edges drawn smoothly or saved lossily: many colours, few pixels of each.
-  blended = len(found) > len(colours) and len(codes) < total / 2
-  fix = (
-    'they look blended, as at smooth edges or after JPEG; export the labels '
-    'again without anti-aliasing, lossy formats or smooth resizing'
-    if blended
-    else 'add them to classes.json, or to the file that has the class'
-  )
-  return DataError(
-    f'{name}: {len(codes)} of {total} pixels of the label have colours that '
-    f'are not in classes.json: {shown}; {fix}',
-    'blended_colours' if blended else 'unknown_colours',
-  )
-
-
-def _code(colour):
-  red, green, blue = colour
-  return (red << 16) + (green << 8) + blue
-
-
-def _colour(code):
-  return [int(code) >> 16, int(code) >> 8 & 255, int(code) & 255]
-
-
 def _pixels(found, counts):
   """Words for values and how many pixels have each."""
   parts = [f'{v} in {n} pixels' for v, n in zip(found, counts, strict=True)]
-  return problems.some(parts, _SHOWN)
+  return problems.some(parts, SHOWN)
 
 
 def _palette(image):
