@@ -25,15 +25,15 @@ class Record(NamedTuple):
 
   Attributes:
     id: unique in the data set; letters, digits and '._-/' only.
-    image: a JPEG or PNG file, kept as it is, or a function that returns uint8
-      [H, W] or [H, W, 3].
+    image: a JPEG or PNG file, kept as it is, or a function that returns the
+      content of one, or uint8 [H, W] or [H, W, 3], which become a PNG.
     label: a function that returns uint8 [H, W], class ids and 255 (void), of
       the image's size; None: unlabelled.
     group: patient, sequence or subject; '': the example is its own.
   """
 
   id: str
-  image: Path | Callable[[], np.ndarray]
+  image: Path | Callable[[], np.ndarray | bytes]
   label: Callable[[], np.ndarray] | None = None
   group: str = ''
 
@@ -181,14 +181,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         no class.
     """
     if isinstance(record.image, Path):
-      image = io.BytesIO(record.image.read_bytes())
-      with Image.open(image) as opened:
-        width, height = opened.size
-      image.seek(0)
+      image = record.image.read_bytes()
     else:
       image = record.image()
-      height, width = image.shape[:2]
-      image = _png(image)
+    image = io.BytesIO(image) if isinstance(image, bytes) else _png(image)
+    with Image.open(image) as opened:
+      width, height = opened.size
+    image.seek(0)
     if record.label is None:
       label = np.full((height, width), 255, np.uint8)
     else:
