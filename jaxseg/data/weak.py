@@ -5,6 +5,7 @@ Each is a pure function of the label, its arguments and the seed.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,13 +14,16 @@ import numpy as np
 from jaxseg.data import strokes
 from jaxseg.errors import UserError
 
+# (class id, top, left, bottom, right) in pixels, bottom and right excluded.
+Box = tuple[int, int, int, int, int]
+
 KINDS = ('scribbles', 'clicks', 'boxes', 'polygons', 'tags')
 VOID = 255
 # Annotators leave out specks: components below this part of the largest one
 # of their class.
 SPECK = 0.02
-# Of the longer contours, the largest distance of a polygon of density 1 from
-# its contour; gives a circle 6 corners.
+# Largest distance of a polygon of density 1 from its contour, as a part of
+# the contour's length; gives a circle about 6 corners.
 POLYGON_ERROR = 0.02
 
 
@@ -116,7 +120,8 @@ def weaken(
   elif kind == 'clicks':
     weak = _clicks(label, components, density, width, rng)
   elif kind == 'boxes':
-    weak = _boxes(label, components, width)
+    found = [_box(c) for c in components if c.class_id]
+    weak = draw_boxes(found, label.shape, width)
   else:
     weak = _polygons(label, components, density)
   weak[label == VOID] = VOID
@@ -137,9 +142,7 @@ def tags(label: np.ndarray, num_classes: int) -> np.ndarray:
   return (counts[:num_classes] > 0).astype(np.float32)
 
 
-def boxes(
-  label: np.ndarray, num_classes: int
-) -> list[tuple[int, int, int, int, int]]:
+def boxes(label: np.ndarray, num_classes: int) -> list[Box]:
   """Returns the box of each component of the classes other than 0.
 
   Args:
@@ -152,16 +155,35 @@ def boxes(
   """
   components = [c for c in _components(label, num_classes) if c.class_id]
   components.sort(key=lambda c: (c.class_id, -c.area))
-  return [
-    (
-      c.class_id,
-      c.top,
-      c.left,
-      c.top + c.mask.shape[0],
-      c.left + c.mask.shape[1],
-    )
-    for c in components
-  ]
+  return [_box(c) for c in components]
+
+
+def draw_boxes(
+  boxes: Sequence[Box], size: tuple[int, int], width: int = 3
+) -> np.ndarray:
+  """Fills boxes as a weak label, smaller ones over larger ones.
+
+  Args:
+    boxes: (class id, top, left, bottom, right).
+    size: (height, width) of the label.
+    width: of the void band along the edges, in pixels.
+
+  Returns:
+    uint8 [H, W]: the class inside a box, 0 outside of all, 255 in the bands.
+  """
+  label = np.zeros(size, np.uint8)
+  outer, inner = width // 2, width - width // 2  # of the band
+  by_area = sorted(boxes, key=lambda b: (b[1] - b[3]) * (b[4] - b[2]))
+  for class_id, top, left, bottom, right in by_area:
+    label[
+      max(0, top - outer) : bottom + outer,
+      max(0, left - outer) : right + outer,
+    ] = VOID
+    # The band must leave something of a small box.
+    dy = min(inner, (bottom - top - 1) // 2)
+    dx = min(inner, (right - left - 1) // 2)
+    label[top + dy : bottom - dy, left + dx : right - dx] = class_id
+  return label
 
 
 def _components(label, num_classes):
@@ -177,6 +199,11 @@ def _components(label, num_classes):
         mask = ids[top : top + h, left : left + w] == i
         found.append(Component(int(class_id), top, left, mask, area))
   return found
+
+
+def _box(c):
+  height, width = c.mask.shape
+  return c.class_id, c.top, c.left, c.top + height, c.left + width
 
 
 def _part(array, component):
@@ -212,24 +239,6 @@ def _clicks(label, components, density, width, rng):
     for point in points:
       drawn = strokes.disc(point, c.mask.shape, width)
       _part(weak, c)[drawn & c.mask] = c.class_id
-  return weak
-
-
-def _boxes(label, components, width):
-  weak = np.zeros_like(label)
-  for c in components:
-    if c.class_id == 0:
-      continue
-    height, breadth = c.mask.shape
-    top, left, bottom, right = c.top, c.left, c.top + height, c.left + breadth
-    outer, inner = width // 2, width - width // 2
-    weak[
-      max(0, top - outer) : bottom + outer,
-      max(0, left - outer) : right + outer,
-    ] = VOID
-    # The band must leave something of a small box.
-    dy, dx = (min(inner, (side - 1) // 2) for side in (height, breadth))
-    weak[top + dy : bottom - dy, left + dx : right - dx] = c.class_id
   return weak
 
 
