@@ -1,0 +1,183 @@
+"""Volumes of a folder as images: one id a slice."""
+
+import functools
+import pathlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxseg.data import images, intensity, labels, volumes
+from jaxseg.data.intensity import Intensity
+from jaxseg.data.problems import Problem, from_error
+from jaxseg.errors import DataError, UserError
+
+AXES = ('sa', 'co', 'ax')  # sagittal, coronal, axial
+
+
+class Slices(NamedTuple):
+  """The slices of all volumes.
+
+  Attributes:
+    images: id -> () -> uint8 [H, W, channels].
+    labels: id -> () -> uint8 [H, W]; only of those that have a label.
+    volumes: ids by volume.
+    paths: where each slice is, for messages.
+    problems: volumes that cannot be opened, or are unusual.
+  """
+
+  images: dict[str, Callable[[], np.ndarray]]
+  labels: dict[str, Callable[[], np.ndarray]]
+  volumes: dict[str, tuple[str, ...]]
+  paths: dict[str, str]
+  problems: list[Problem]
+
+
+def cut(
+  image_paths: Mapping[str, pathlib.Path],
+  label_paths: Mapping[str, pathlib.Path],
+  channels: int,
+  intensity_: Intensity,
+  options: Any,
+  values: Mapping[int, int] | None,
+) -> Slices:
+  """Opens volumes and names their slices, 'NAME-ax012'.
+
+  Args:
+    image_paths: by name.
+    label_paths: by name; those without an image are left out.
+    channels: 1 or 3.
+    intensity_: how values become 0..255, alike for all slices of a volume.
+    options: `config.data.volume`.
+    values: see `labels.decode_label`.
+
+  Raises:
+    UserError: a wrong option; nibabel or pydicom is not installed.
+  """
+  axis, step = options.axis, options.step
+  if step < 1:
+    raise UserError(
+      f'config.data.volume.step is {step}, expected 1 or more; change '
+      '--config.data.volume.step'
+    )
+  found = Slices({}, {}, {}, {}, [])
+  for name, path in image_paths.items():
+    severity = 'refuse' if name in label_paths else 'skip'
+    volume = _open(path, axis, severity, found)
+    if volume is None:
+      found.volumes[name] = ()
+      continue
+    label = None
+    if name in label_paths:
+      label = _open(label_paths[name], axis, 'refuse', found)
+      if label is not None:
+        label = label if _fits(volume, label, found) else None
+    read = _Reader(volume, label, channels, intensity_, values)
+    ids = {
+      f'{name}-{AXES[axis]}{i:03d}': i for i in range(0, volume.shape[2], step)
+    }
+    if options.skip_empty and label is not None:
+      ids = _without_empty(ids, read)
+    found.volumes[name] = tuple(ids)
+    for id_, i in ids.items():
+      found.images[id_] = functools.partial(read.image, i)
+      found.paths[id_] = f'{path} slice {i}'
+      if label is not None:
+        found.labels[id_] = functools.partial(read.label, i)
+  return found
+
+
+class _Reader:
+  """Slices of one volume and its label."""
+
+  def __init__(self, volume, label, channels, intensity_, values):
+    self._volume = volume
+    self._label = label
+    self._channels = channels
+    self._intensity = intensity_
+    self._values = values
+    self._limits = None
+    self._lock = threading.Lock()
+
+  def image(self, index):
+    values = self._volume.slices(index)
+    with self._lock:  # the whole volume is read for them, once
+      if self._limits is None:
+        self._limits = self._find_limits()
+    grey = intensity.to_8_bits(values, self._intensity, limits=self._limits)
+    return images.to_channels(grey, self._channels)
+
+  def label(self, index):
+    path = self._label.path
+    numbers = volumes.whole_numbers(self._label.slices(index), path)
+    name = f'{path} slice {index}'
+    return labels.to_ids(numbers, name, self._values)
+
+  def _find_limits(self):
+    every = self._volume
+    if self._intensity.mode == 'window':
+      return self._intensity.window
+    return intensity.limits(volumes.values(every), self._intensity)
+
+
+def _open(path, axis, severity, found):
+  """Returns a volume, or None and one more problem."""
+  try:
+    volume = volumes.open_volume(path, axis)
+  except DataError as error:
+    found.problems.append(from_error(error, severity, path))
+    return None
+  found.problems.extend(
+    Problem('note', 'volume', str(path), note) for note in volume.notes
+  )
+  return volume
+
+
+def _fits(volume, label, found):
+  """Whether a label is cut as its image is."""
+  if volume.shape != label.shape:
+    found.problems.append(
+      Problem(
+        'refuse',
+        'size_mismatch',
+        label.path,
+        f'the label has slices of {_shape(label)} and the image of '
+        f'{_shape(volume)} (height x width x number), expected one shape; '
+        'resample the label to the image with nearest neighbour',
+      )  # fmt: skip
+    )
+    return False
+  if volume.spacing and label.spacing:
+    if not np.allclose(volume.spacing, label.spacing, rtol=0.01):
+      found.problems.append(
+        Problem(
+          'note',
+          'spacing',
+          label.path,
+          f'the label has voxels of {label.spacing} mm and the image of '
+          f'{volume.spacing} mm, expected the same; see that they fit',
+        )  # fmt: skip
+      )
+  return True
+
+
+def _shape(volume):
+  return 'x'.join(map(str, volume.shape))
+
+
+def _without_empty(ids: Mapping[str, int], read: _Reader) -> dict[str, int]:
+  """Leaves out slices whose label is all 0; unreadable ones stay."""
+
+  def is_empty(index: int) -> bool:
+    try:
+      return not read.label(index).any()
+    except UserError:  # told when the slice is checked
+      return False
+
+  with futures.ThreadPoolExecutor(2) as pool:
+    empty: Iterable[bool] = pool.map(is_empty, ids.values())
+    return {
+      id_: i for (id_, i), e in zip(ids.items(), empty, strict=True) if not e
+    }
