@@ -72,8 +72,9 @@ def cut(
 def draw(points: np.ndarray, shape: tuple[int, int], width: int) -> np.ndarray:
   """Returns bool `shape`, True on the line through `points`."""
   canvas = np.zeros(shape, np.uint8)
-  line = np.rint(points[:, ::-1]).astype(np.int32).reshape(-1, 1, 2)
-  cv2.polylines(canvas, [line], False, 1)
+  # The last point twice, as a line of one point would not be drawn.
+  line = np.rint(points[[*range(len(points)), -1], ::-1]).astype(np.int32)
+  cv2.polylines(canvas, [line.reshape(-1, 1, 2)], False, 1)
   # Not polylines' own thickness: its round joints make short pieces wider.
   brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
   return cv2.dilate(canvas, brush) > 0

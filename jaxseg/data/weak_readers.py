@@ -7,10 +7,9 @@ import os
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 
-from jaxseg.data import annotation_files
+from jaxseg.data import annotation_files, strokes
 from jaxseg.data.weak import Box
 from jaxseg.errors import DataError
 
@@ -82,8 +81,9 @@ def read_scribble_xml(
         kind='size_mismatch',
       )
     if points:
-      line = np.rint(points).astype(np.int32).reshape(-1, 1, 2)
-      cv2.polylines(label, [line], False, class_id, thickness=width)
+      # (row, column) in place of (x, y).
+      line = np.array(points, np.float32)[:, ::-1]
+      label[strokes.draw(line, label.shape, width)] = class_id
   return label
 
 
