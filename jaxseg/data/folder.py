@@ -67,9 +67,11 @@ def load(
   names = classes.names or _infer_names(
     read_label, [id_ for id_ in paths if has_label(id_)]
   )
-  lists = read_splits(root, tuple(paths), has_label, cut.volumes)
   of_volume = {id_: name for name, ids in cut.volumes.items() for id_ in ids}
-  groups = _groups(paths, of_volume, group_by, problems) | lists.groups
+  lists = read_splits(
+    root, tuple(paths), has_label, cut.volumes,
+    _groups(paths, of_volume, group_by, problems),
+  )  # fmt: skip
 
   def read_image(id_):
     if id_ in cut.images:
@@ -83,7 +85,7 @@ def load(
     channels=channels,
     splits=lists.splits,
     budgets=lists.budgets,
-    groups=groups,
+    groups=lists.groups,
     image=read_image,
     label=read_label,
     has_label=has_label,

@@ -32,11 +32,13 @@ def read_splits(
   ids: Sequence[str],
   has_label: Callable[[str], bool],
   volumes: Mapping[str, Sequence[str]],
+  groups: Mapping[str, str],
 ) -> SplitLists:
   """Reads splits.json, else the text lists, of a folder.
 
   splits.json is {"train": [names], "ood_x": [names], ..., "budgets": {"9":
-  [names]}, "groups": {"name": "group"}}. Text lists are train.txt, val.txt,
+  [names]}, "groups": {"name": "group"}}; a budget's number counts its images
+  or its groups. Text lists are train.txt, val.txt,
   test.txt, unlabelled.txt and ood_NAME.txt with one name a line. The name of
   a volume stands for all its slices. Without either, 'all' has the labelled
   images and 'unlabelled' the others.
@@ -46,6 +48,7 @@ def read_splits(
     ids: of all images.
     has_label: id -> bool.
     volumes: ids of the slices of each volume.
+    groups: by id, where splits.json says nothing else.
 
   Raises:
     DataError: 'json', or 'splits' where the layout is another; names that
@@ -74,8 +77,8 @@ def read_splits(
     splits = {'all': tuple(i for i in ids if has_label(i))}
     unlabelled = tuple(i for i in ids if not has_label(i))
     splits |= {'unlabelled': unlabelled} if unlabelled else {}
-    return SplitLists(splits, {}, {}, found)
-  budgets, groups = _budgets_and_groups(path, content)
+    return SplitLists(splits, {}, dict(groups), found)
+  budgets, own_groups = _budgets_and_groups(path, content, found)
   names = _Names(root, ids, volumes)
   splits = {
     name: names.ids(paths[name], f'split {name!r}', entries, found)
@@ -85,6 +88,9 @@ def read_splits(
     number: names.ids(path, f'budget {number!r}', entries, found)
     for number, entries in budgets.items()
   }
+  groups = {**groups, **names.groups(own_groups)}
+  for number, part in budgets.items():
+    _check_budget(path, number, part, groups, found)
   used = {id_ for part in splits.values() for id_ in part}
   unused = [id_ for id_ in ids if id_ not in used]
   if unused:
@@ -97,11 +103,11 @@ def read_splits(
         'each in one; they are not used',
       )  # fmt: skip
     )
-  return SplitLists(splits, budgets, names.groups(groups), found)
+  return SplitLists(splits, budgets, groups, found)
 
 
-def _budgets_and_groups(path, content):
-  """Takes both out of the content of splits.json."""
+def _budgets_and_groups(path, content, found):
+  """Takes both, and what is no list, out of the content of splits.json."""
   budgets = content.pop('budgets', {})
   groups = content.pop('groups', {})
   if not isinstance(budgets, dict) or not isinstance(groups, dict):
@@ -109,6 +115,19 @@ def _budgets_and_groups(path, content):
       f'{path}: "budgets" and "groups" must be objects, expected '
       '{"9": [ids], ...} and {"id": "group", ...}; correct them',
       'splits',
+    )
+  for name in [n for n, v in content.items() if not isinstance(v, list)]:
+    if name in _LISTS or name.startswith('ood'):
+      continue
+    del content[name]
+    found.append(
+      Problem(
+        'note',
+        'splits',
+        str(path),
+        f'{name!r} is no list of image names, expected only those, "budgets" '
+        'and "groups"; it is not used',
+      )  # fmt: skip
     )
   for name, entries in [*content.items(), *budgets.items()]:
     if not isinstance(entries, list) or not all(
@@ -119,14 +138,22 @@ def _budgets_and_groups(path, content):
         'image names; correct it',
         'splits',
       )
-  for number, entries in budgets.items():
-    if not re.fullmatch(r'[1-9]\d*', number) or len(entries) != int(number):
-      raise DataError(
-        f'{path}: budget {number!r} lists {len(entries)} ids, expected its '
-        'name to be their number; correct it',
-        'splits',
-      )
   return budgets, groups
+
+
+def _check_budget(path, number, ids, groups, found):
+  """A budget's name says how many images, or patients, it has."""
+  in_groups = len({groups.get(id_, id_) for id_ in ids})
+  if number not in (str(len(ids)), str(in_groups)):
+    found.append(
+      Problem(
+        'refuse',
+        'budget',
+        str(path),
+        f'budget {number!r} lists {len(ids)} images of {in_groups} groups, '
+        'expected its name to be the number of either; correct it',
+      )  # fmt: skip
+    )
 
 
 def _text_lists(root):
