@@ -52,7 +52,9 @@ def default() -> ConfigDict:
   c.data.max_bad_fraction = 0.01  # of unlabelled images that may be unreadable
   c.data.allow_leaks = False  # the same image in training and in a scored split
   c.data.cache = True  # keep decoded, resized images in memory
-  c.data.workers = 0  # processes that read and augment; 0: threads of this one
+  # Processes that read, decode and augment, each image anew (no cache), for
+  # sets that do not fit memory; 0: threads of this process.
+  c.data.workers = 0
 
   c.data.intensity = ConfigDict()  # how stored values become 0..255
   # 'auto': 8-bit as it is, deeper by percentiles; 'percentile'; 'window';
@@ -70,6 +72,7 @@ def default() -> ConfigDict:
   c.data.weak = ConfigDict()  # weak labels made from full masks, for training
   c.data.weak.kind = ''  # '', scribbles, clicks, boxes, polygons or tags
   c.data.weak.density = 1.0  # of scribble length, clicks, polygon vertices
+  c.data.weak.seed = 0  # of where they are drawn
   c.data.weak.width = 3  # of scribbles and clicks, in pixels of resolution
 
   c.data.augment = ConfigDict()  # random, image and label together

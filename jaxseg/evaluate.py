@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 import jaxseg
 from jaxseg import errors, gallery, inference, report, workdir, writers
 from jaxseg.config import parse_flags
-from jaxseg.data import pipeline, sources
+from jaxseg.data import fit, pipeline, sources
 from jaxseg.data import splits as data_splits
 from jaxseg.errors import UserError
 from jaxseg.metrics import segmentation
@@ -154,7 +154,8 @@ class _Job:
     if system:
       stage = self.trained.config.get(system.stage)
       args = json.loads(stage.args.to_json_best_effort()) if stage else None
-      parts += [data.resolution, data.channels, self.weights[system.stage]]
+      parts += [data.resolution, data.channels, data.fit]
+      parts += [self.weights[system.stage], *data.ood_classes]
       parts += [system.name, system.refined, args]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -168,9 +169,13 @@ class _Job:
     name = system.name if system else MAJORITY
     self.results.keep(split, name, self.key(split, system), scores)
 
+  def truth(self, id_):
+    """The label at its own size, void where the networks see nothing."""
+    return fit.seen(self.original_label(id_), self.config.data.fit)
+
   def counts(self, id_):
     """Pixels of each class in the label of an image."""
-    label = self.original_label(id_)
+    label = self.truth(id_)
     try:
       return segmentation.class_counts(label, len(self.names))
     except ValueError as error:
@@ -214,8 +219,10 @@ class _Job:
 
   def score_image(self, split, system, id_, prediction, j):
     """Writes the pictures of image j of a batch; returns its matrix."""
-    label = self.original_label(id_)
-    mask = inference.label_at(prediction.probabilities[j], label.shape)
+    label = self.truth(id_)
+    mask = inference.label_image(
+      prediction.probabilities[j], label.shape, self.config
+    )
     self.results.write_mask(split, system, id_, mask)
     if prediction.reconstruction is not None:
       image = prediction.reconstruction[j]
@@ -287,6 +294,23 @@ def _choose(able, names, refine):
   return [s for s in able if s.name in names]
 
 
+def _add_ood(config, splits, args):
+  """Opens the set with the out-of-domain sets named on the command line."""
+  data = config.data
+  known = [entry.partition('=')[0] for entry in data.ood_sources]
+  added = [
+    entry
+    for entry in args.ood_sources or ()
+    if entry.partition('=')[0] not in known
+  ]
+  data.ood_sources = (*data.ood_sources, *added)
+  data.ood_classes = (*data.ood_classes, *(args.ood_classes or ()))
+  source = sources.load(data)
+  names = [f'ood_{entry.partition("=")[0]}' for entry in data.ood_sources]
+  ood = splits.ood | {name: source.splits[name] for name in names}
+  return source, splits._replace(ood=ood)
+
+
 def _define_flags(to=flags.FLAGS):
   def define(kind, name, default, text, **kwargs):
     kind(name, default, text, flag_values=to, **kwargs)
@@ -295,6 +319,8 @@ def _define_flags(to=flags.FLAGS):
   many = flags.DEFINE_list
   define(many, 'splits', None, "E.g. test,ood; default: the config's.")
   define(many, 'systems', None, 'Rows of the table to compute; default: all.')
+  define(many, 'ood_sources', None, 'Further sets to score: NAME=SOURCE.')
+  define(many, 'ood_classes', None, 'Their classes: NAME:theirs=ours.')
   define(flags.DEFINE_bool, 'refine', None, 'Score test-time optimisation.')
   define(flags.DEFINE_bool, 'overwrite', False, 'Do everything anew.')
   whole = flags.DEFINE_integer
@@ -315,8 +341,8 @@ def main(argv: list[str]) -> None:
     for field in ('refine', 'max_images', 'batch_size', 'splits'):
       if args[field].value is not None:
         config.eval[field] = args[field].value
+    source, splits = _add_ood(config, splits, args)
     resolve_splits(splits, config.eval.splits)  # before the slow part
-    source = sources.load(config.data.source, config.data.channels)
     output = Path(args.workdir) / 'evaluation'
     try:
       evaluate(

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxseg import parallel, workdir
+from jaxseg.data import fit, streams
 from jaxseg.data import images as image_files
 from jaxseg.errors import UserError
 from jaxseg.method import Prediction, TrainState
@@ -160,11 +161,29 @@ def label_at(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return label
 
 
+def label_image(
+  probabilities: np.ndarray, shape: tuple[int, int], config
+) -> np.ndarray:
+  """Returns the labels of a whole image, uint8 [H, W].
+
+  Args:
+    probabilities: float32 [R, R, K] of what `to_input` showed of it.
+    shape: (H, W) of the image.
+    config: the run's; `data.fit` is read.
+
+  Returns:
+    class ids; 255 (void) where the networks saw nothing ('crop').
+  """
+  policy = config.data.fit
+  label = label_at(probabilities, fit.region(shape, policy)[2:])
+  return fit.undo(label, shape, policy, image_files.VOID)
+
+
 def to_input(image: np.ndarray, config) -> np.ndarray:
   """Makes uint8 [H, W, C] what networks see: float32 [R, R, C] in [-1, 1]."""
-  image = image_files.resize_image(image, config.data.resolution)
-  # As the training pipeline does, to the last bit.
-  return image * np.float32(1 / 127.5) - np.float32(1)
+  return streams.normalise(
+    fit.image(image, config.data.resolution, config.data.fit)
+  )
 
 
 def predict_images(
@@ -185,7 +204,8 @@ def predict_images(
     batch_size: default: config.eval.batch_size, or fewer for fewer images.
 
   Returns:
-    For each image (class ids uint8 [H, W], probabilities float32 [H, W, K]).
+    For each image (class ids uint8 [H, W], probabilities float32 [H, W, K]);
+    255 and 1/K where the networks saw nothing (`data.fit` is 'crop').
 
   Raises:
     TypeError: an image that is not uint8.
@@ -213,8 +233,15 @@ def predict_images(
     ]
     probabilities = run(np.stack(inputs))[0].probabilities
     for image, p in zip(chunk, probabilities, strict=True):
-      full = resize_probabilities(p, image.shape[:2])
-      results.append((full.argmax(-1).astype(np.uint8), full))
+      shape, policy = image.shape[:2], config.data.fit
+      full = resize_probabilities(p, fit.region(shape, policy)[2:])
+      label = full.argmax(-1).astype(np.uint8)
+      results.append(
+        (
+          fit.undo(label, shape, policy, image_files.VOID),
+          fit.undo(full, shape, policy, 1 / full.shape[-1]),
+        )
+      )
   return results
 
 

@@ -20,12 +20,13 @@ from absl import app, flags
 from jaxseg import errors, visualize, workdir, writers
 from jaxseg.config import parse_flags
 from jaxseg.data import images as image_files
+from jaxseg.data import intensity
 from jaxseg.errors import UserError
 from jaxseg.inference import (
   choose,
   compile_system,
   fingerprint,
-  label_at,
+  label_image,
   predict_images,
   to_input,
 )
@@ -81,7 +82,9 @@ def predict_folder(
       inputs = np.stack([to_input(x, trained.config) for x in batch.values()])
       prediction, seconds = run(inputs)
       for j, (file, image) in enumerate(batch.items()):
-        mask = label_at(prediction.probabilities[j], image.shape[:2])
+        mask = label_image(
+          prediction.probabilities[j], image.shape[:2], trained.config
+        )
         _write(output, names[file], image, mask, trained.palette)
         trust = None if prediction.trust is None else prediction.trust[j]
         table.add(file, names[file], trust, seconds, mask)
@@ -151,7 +154,7 @@ class _Table:
 
   def add(self, file, mask_name, trust, seconds, mask):
     classes = len(self._fields) - 4
-    fractions = np.bincount(mask.ravel(), minlength=classes) / mask.size
+    fractions = np.bincount(mask.ravel(), minlength=256)[:classes] / mask.size
     values = [file, mask_name, '' if trust is None else f'{float(trust):.6g}']
     values += [f'{seconds:.4g}', *(f'{f:.6f}' for f in fractions)]
     self._rows[file] = dict(zip(self._fields, values, strict=True))
@@ -188,9 +191,12 @@ def _list_images(folder):
 def _read_batch(folder, files, config, bad):
   """Returns {file: image}; files that cannot be read are told and noted."""
   batch = {}
+  values = intensity.from_config(config.data.intensity)
   for file in files:
     try:
-      batch[file] = image_files.read_image(folder / file, config.data.channels)
+      batch[file] = image_files.read_image(
+        folder / file, config.data.channels, values
+      )
     except UserError as error:
       writers.say(f'skipped: {error}')
       bad.append(file)

@@ -52,12 +52,16 @@ class Data:
   """The source with its splits, checked, and the batches drawn from it."""
 
   def __init__(self, config: ConfigDict, workdir: str):
-    self.source = sources.load(config.data.source, config.data.channels)
+    self.source = sources.load(config.data)
     self.splits = data_splits.make_splits(self.source, config.data, config.seed)
     if any(config[s].unlabelled_batch_size for s in config.stages):
       data_splits.require_unlabelled(self.splits)
-    checks.check(self.source, self.splits, config.data)
-    data_splits.save_splits(Path(workdir) / 'splits.json', self.splits)
+    folder = Path(workdir)
+    self.splits = checks.check(
+      self.source, self.splits, config.data, folder / 'data_problems.csv'
+    )
+    data_splits.refuse_other(folder / 'splits.json', self.splits)
+    data_splits.save_splits(folder / 'splits.json', self.splits)
 
   @property
   def num_classes(self) -> int:

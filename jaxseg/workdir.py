@@ -23,7 +23,10 @@ from jaxseg.methods import METHODS
 
 # Fields that may differ when a run is continued: they change neither the
 # model nor what a step computes.
-FREE_FIELDS = ('eval.', 'mesh.', 'compilation_cache', 'data.cache')
+FREE_FIELDS = (
+  'eval.', 'mesh.', 'compilation_cache', 'data.cache', 'data.workers',
+  'data.max_bad_fraction', 'data.data_dir', 'data.ood_',
+)  # fmt: skip
 FREE_STAGE_FIELDS = (
   'total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
   'picture_every', 'label',

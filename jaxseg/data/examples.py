@@ -1,11 +1,12 @@
 """Images and labels at the resolution of the networks."""
 
 import os
+import zlib
 from typing import Any
 
 import numpy as np
 
-from jaxseg.data import images
+from jaxseg.data import fit, images, weak
 from jaxseg.data.source import Source
 from jaxseg.errors import UserError
 
@@ -18,17 +19,40 @@ class Examples:
   """
 
   def __init__(self, source: Source, data_config: Any):
+    if data_config.fit not in fit.POLICIES:
+      raise UserError(
+        f'config.data.fit is {data_config.fit!r}, expected one of '
+        f'{fit.POLICIES}; change --config.data.fit'
+      )
     self._source = source
     self._side = data_config.resolution
+    self._fit = data_config.fit
+    self._weak = data_config.weak
     self._cache = source.cache if data_config.cache else None
+    self.num_classes = len(source.class_names)
 
   def image(self, id_: str) -> np.ndarray:
-    """Returns uint8 [R, R, C]; images of other shapes are squeezed."""
+    """Returns uint8 [R, R, C], made square as `config.data.fit` says."""
     return self._get('image', id_)
 
   def label(self, id_: str) -> np.ndarray:
     """Returns uint8 [R, R]; all void for an unlabelled image."""
     return self._get('label', id_)
+
+  def training_label(self, id_: str) -> np.ndarray:
+    """Returns uint8 [R, R]: the label, or what `config.data.weak` leaves."""
+    kind = self._weak.kind
+    if not kind:
+      return self.label(id_)
+    if kind == 'tags':
+      return np.full((self._side, self._side), images.VOID, np.uint8)
+    return self._get('weak', id_)
+
+  def tags(self, id_: str) -> np.ndarray | None:
+    """Returns float32 [K], 1 for the classes of the image, 'tags' only."""
+    if self._weak.kind != 'tags':
+      return None
+    return weak.tags(self.label(id_), self.num_classes)
 
   def original_label(self, id_: str) -> np.ndarray:
     """Returns uint8 [H, W], the label at its own resolution.
@@ -47,8 +71,10 @@ class Examples:
 
   def keep(self, kind: str, id_: str, original: np.ndarray) -> np.ndarray:
     """Resizes a decoded 'image' or 'label' and caches the result."""
-    resize = images.resize_image if kind == 'image' else images.resize_label
-    array = resize(original, self._side)
+    resize = fit.image if kind == 'image' else fit.label
+    return self._keep(kind, id_, resize(original, self._side, self._fit))
+
+  def _keep(self, kind, id_, array):
     array.flags.writeable = False
     if self._cache is not None:
       self._cache[kind, id_, self._side] = array
@@ -59,10 +85,20 @@ class Examples:
       return self._cache[kind, id_, self._side]
     if kind == 'image':
       return self.keep(kind, id_, self._source.image(id_))
+    if kind == 'weak':
+      return self._keep(kind, id_, self._weaken(id_))
     label = self._source.label(id_)
     if label is None:
       label = np.full((self._side, self._side), images.VOID, np.uint8)
     return self.keep(kind, id_, label)
+
+  def _weaken(self, id_):
+    w = self._weak
+    return weak.weaken(
+      self.label(id_), w.kind, num_classes=self.num_classes,
+      density=w.density, width=w.width,
+      seed=zlib.crc32(f'{w.seed}/{id_}'.encode()),
+    )  # fmt: skip
 
 
 def num_threads() -> int:

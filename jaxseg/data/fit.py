@@ -7,6 +7,8 @@ import numpy as np
 from jaxseg.data import images
 
 POLICIES = ('', 'crop', 'pad', 'squeeze')
+# Long by short side that may be squeezed unasked.
+MAX_ASPECT = 1.1
 
 
 class Region(NamedTuple):
@@ -27,11 +29,14 @@ def region(shape: tuple[int, int], policy: str) -> Region:
   Args:
     shape: (H, W).
     policy: 'crop': the largest square in its centre; 'pad': the smallest
-      square around it; 'squeeze' or '': the whole image, its sides scaled
-      apart.
+      square around it; 'squeeze': the whole image, its sides scaled apart;
+      '': 'squeeze' up to `MAX_ASPECT`, else 'pad' (in training such images
+      are refused).
   """
   h, w = shape
-  if policy not in ('crop', 'pad') or h == w:
+  if not policy:
+    policy = 'pad' if max(h, w) > MAX_ASPECT * min(h, w) else 'squeeze'
+  if policy == 'squeeze' or h == w:
     return Region(0, 0, h, w)
   side = min(h, w) if policy == 'crop' else max(h, w)
   return Region((h - side) // 2, (w - side) // 2, side, side)
@@ -51,8 +56,8 @@ def label(array: np.ndarray, side: int, policy: str) -> np.ndarray:
 
 def seen(array: np.ndarray, policy: str) -> np.ndarray:
   """Returns a label [H, W] with void wherever the networks saw nothing."""
-  return undo(_cut(array, region(array.shape, policy), images.VOID),
-              array.shape, policy, images.VOID)  # fmt: skip
+  part = _cut(array, region(array.shape, policy), images.VOID)
+  return undo(part, array.shape, policy, images.VOID)
 
 
 def undo(

@@ -1,14 +1,14 @@
 """From ids to batches: training streams, evaluation batches."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
-from jaxseg.data import images, transforms
+from jaxseg.data import images, streams
 from jaxseg.data.checks import check as check
 from jaxseg.data.examples import Examples, num_threads
 from jaxseg.data.source import Source
@@ -53,8 +53,9 @@ def train_batches(
 
   Returns:
     Iterator of {'image': float32 [n, R, R, C] in [-1, 1], 'label': int32
-    [n, R, R], 'unlabelled': float32 [m, R, R, C]}, without the keys of a
-    stream that is off; n and m are the sizes above / process_count.
+    [n, R, R], 'unlabelled': float32 [m, R, R, C]} and what `streams` adds to
+    them, without the keys of a stream that is off; n and m are the sizes above
+    / process_count.
 
   Raises:
     UserError: a batch that the processes cannot share equally.
@@ -68,58 +69,68 @@ def train_batches(
         f'{name} is {size}, expected a multiple of the {process_count} '
         f'processes; change --config.STAGE.{name}'
       )
+  workers = config.data.workers
+  if workers:  # each would be sent a copy of the cache
+    source = source._replace(cache=None)
   examples = Examples(source, config.data)
-  streams = []
-  for ids, size, labelled in (
-    (splits.labelled, batch_size, True),
-    (splits.unlabelled, unlabelled_batch_size, False),
+  parts = []
+  for make, ids, size in (
+    (streams.labelled, splits.labelled, batch_size),
+    (streams.unlabelled, splits.unlabelled, unlabelled_batch_size),
   ):
     if size:
       if not ids:
         raise UserError(
-          f'{source.name} has no {"" if labelled else "un"}labelled images to '
-          'train on, expected at least one; change --config.data or set the '
-          'batch size of that stream to 0'
+          f'{source.name} has no {make.__name__} images to train on, expected '
+          'at least one; change --config.data or set the batch size of that '
+          'stream to 0'
         )
       # Two streams of one seed would draw the same augmentations.
-      stream_seed = 2 * seed + labelled
-      length = MAX_STEPS * size
-      ds = _stream(examples, ids, labelled, config.data, stream_seed, length)
+      stream_seed = 2 * seed + (make is streams.labelled)
+      ds = make(examples, ids, config.data, stream_seed, MAX_STEPS * size)
       # Shared out last, so that order and augmentation do not depend on the
       # number of processes.
       ds = ds[process_index::process_count]
-      collate = _collate_labelled if labelled else _collate_unlabelled
-      streams.append(ds.batch(size // process_count, batch_fn=collate))
-  if not streams:
+      parts.append(ds.batch(size // process_count, batch_fn=streams.collate))
+  if not parts:
     raise UserError(
       'batch_size and unlabelled_batch_size are both 0, expected images; '
       'change --config.STAGE.batch_size'
     )
-  threads = 1 if config.data.cache else num_threads()
-  return TrainBatches(streams, start_step, threads)
+  return TrainBatches(parts, start_step, workers)
 
 
 class TrainBatches:
   """An endless iterator that knows its position; see `train_batches`."""
 
   def __init__(
-    self, streams: Sequence[grain.MapDataset], start_step: int, threads: int
+    self, parts: Sequence[grain.MapDataset], start_step: int, workers: int = 0
   ):
+    zipped = grain.experimental.ZipMapDataset(parts)[start_step:]
     # Threads read ahead, so that the devices do not wait for the host.
+    threads = num_threads()
     options = grain.ReadOptions(threads, max(READ_AHEAD, threads))
-    zipped = grain.experimental.ZipMapDataset(streams)
-    self._iterator = iter(zipped.to_iter_dataset(options))
-    self._iterator.set_state({'next_index': start_step})
+    batches = zipped.to_iter_dataset(options)
+    if workers:
+      if not flags.FLAGS.is_parsed():  # grain's workers want absl's flags
+        flags.FLAGS.mark_as_parsed()
+      batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+      )
+    self._iterator = iter(batches)
+    self._next_step = start_step
 
   def __iter__(self) -> Iterator[Batch]:
     return self
 
   def __next__(self) -> Batch:
-    return {k: v for part in next(self._iterator) for k, v in part.items()}
+    batch = {k: v for part in next(self._iterator) for k, v in part.items()}
+    self._next_step += 1
+    return batch
 
   def state(self) -> dict[str, int]:
     """Returns {'next_step': k}; `start_step=k` goes on from there."""
-    return {'next_step': self._iterator.get_state()['next_index']}
+    return {'next_step': self._next_step}
 
   def close(self) -> None:
     """Stops reading ahead."""
@@ -147,15 +158,15 @@ def eval_batches(
   examples = Examples(source, config.data)
 
   def read(id_):
-    return examples.image(id_), examples.label(id_)
+    return {'image': examples.image(id_), 'label': examples.label(id_)}
 
   def batch(start):
     part = list(ids[start : start + batch_size])
     padding = batch_size - len(part)
     elements = list(readers.map(read, part))
-    void = np.full_like(elements[-1][1], images.VOID)
-    elements += [(elements[-1][0], void)] * padding
-    return _collate_labelled(elements) | {
+    void = np.full_like(elements[-1]['label'], images.VOID)
+    elements += [elements[-1] | {'label': void}] * padding
+    return streams.collate(elements) | {
       'ids': part + [''] * padding,
       'valid': np.arange(batch_size) < len(part),
     }
@@ -172,49 +183,3 @@ def eval_batches(
       pending = following
     if pending:
       yield pending.result()
-
-
-def _stream(examples, ids, labelled, data_config, seed, length):
-  """Endless shuffled elements: (uint8 or float32 image, label or None)."""
-
-  def read(position):
-    epoch, i = divmod(position, len(ids))
-    id_ = ids[_permutation(len(ids), seed, epoch)[i]]
-    return examples.image(id_), examples.label(id_) if labelled else None
-
-  def read_augmented(position, rng):
-    image, label = read(position)
-    return transforms.augment(
-      _normalise(image), label, rng, data_config.augment
-    )
-
-  ds = grain.MapDataset.range(length).seed(seed)
-  if transforms.is_identity(data_config.augment):
-    return ds.map(read)
-  return ds.random_map(read_augmented)
-
-
-# Instead of grain's `shuffle`, which takes 2 ms an element for a set of 9
-# images (0.6 ms for 30): it walks a cycle through at least 2^16 indices.
-@functools.lru_cache(maxsize=16)
-def _permutation(n, seed, epoch):
-  return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def _collate_labelled(elements):
-  batch_images, labels = zip(*elements, strict=True)
-  return {
-    'image': _normalise(np.stack(batch_images)),
-    'label': np.stack(labels).astype(np.int32),
-  }
-
-
-def _collate_unlabelled(elements):
-  return {'unlabelled': _normalise(np.stack([image for image, _ in elements]))}
-
-
-def _normalise(image):
-  """Maps uint8 to float32 in [-1, 1]; leaves float32 as it is."""
-  if image.dtype != np.uint8:
-    return image
-  return image * np.float32(1 / 127.5) - np.float32(1)

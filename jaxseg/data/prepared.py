@@ -83,9 +83,11 @@ def prepare(
 
   builder = find_builder(spec, data_dir)
   folder = Path(builder.data_dir)
-  if overwrite and folder.exists():
-    shutil.rmtree(folder)
-  if (folder / INDEX).exists():
+  if (folder / INDEX).exists() and not overwrite:
+    return folder
+  if folder.exists() and not overwrite:
+    # It was interrupted between the records and their index.
+    _write_index(builder, folder)
     return folder
   manual_dir = Path(manual_dir).expanduser()
   counts = builder.check(manual_dir, allow_partial)
@@ -95,6 +97,9 @@ def prepare(
     + ', '.join(f'{n:,} {name}' for name, n in counts.items())
     + f') to {folder}'
   )
+  if folder.exists():
+    shutil.rmtree(folder)
+    builder = find_builder(spec, data_dir)
   with _plain_errors(spec):
     builder.download_and_prepare(
       file_format='array_record',

@@ -31,6 +31,7 @@ class Splits(NamedTuple):
     test: labelled in-domain images, scored at the end.
     ood: out-of-domain images by split name, scored at the end.
     hash: of all ids above, in order; equal splits have equal hashes.
+    content: of the pixels of all images and labels above, once they were read.
   """
 
   labelled: Ids
@@ -39,6 +40,7 @@ class Splits(NamedTuple):
   test: Ids
   ood: dict[str, Ids]
   hash: str
+  content: str = ''
 
 
 def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
@@ -127,7 +129,9 @@ def load_splits(path: str | os.PathLike) -> Splits:
       content = json.load(f)
     fields = {k: tuple(content[k]) for k in Splits._fields[:4]}
     ood = {name: tuple(ids) for name, ids in content['ood'].items()}
-    splits = Splits(**fields, ood=ood, hash=content['hash'])
+    splits = Splits(
+      **fields, ood=ood, hash=content['hash'], content=content.get('content', '')
+    )
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f'{path}: the splits cannot be read ({error!r}), expected the file that '
@@ -141,8 +145,42 @@ def load_splits(path: str | os.PathLike) -> Splits:
   return splits
 
 
+def refuse_other(path: str | os.PathLike, splits: Splits) -> None:
+  """Refuses to go on in a workdir whose images were others.
+
+  Out-of-domain sets may come and go: they train nothing.
+
+  Args:
+    path: what `save_splits` wrote when the workdir began; may be missing.
+    splits: those of now, checked.
+
+  Raises:
+    UserError: names images that came or went, or says that pixels changed.
+  """
+  if not os.path.exists(path):
+    return
+  before = load_splits(path)
+  for name in ('labelled', 'unlabelled', 'val', 'test'):
+    old, new = getattr(before, name), getattr(splits, name)
+    if old != new:
+      gone, come = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+      raise UserError(
+        f'{path}: the {name} images, or their order, are others than when this '
+        'workdir began: '
+        f'{len(gone)} are gone ({", ".join(gone[:3]) or "none"}) and '
+        f'{len(come)} are new ({", ".join(come[:3]) or "none"}), expected the '
+        'same; put the files back or train into a new workdir'
+      )
+  if before.content and before.content != splits.content:
+    raise UserError(
+      f'{path}: the pixels of some images or labels are others than when this '
+      'workdir began, expected the same; put the files back or train into a '
+      'new workdir'
+    )
+
+
 def _hash(splits):
-  text = json.dumps(splits._replace(hash=''))
+  text = json.dumps(splits._replace(hash='', content='')[:-1])
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -24,10 +24,14 @@ def test_pad_adds_black_and_void():
   assert (image[:, [0, 5]] == 0).all()
 
 
-@pytest.mark.parametrize('policy', ['', 'squeeze'])
-def test_squeeze_shows_all(policy):
-  assert fit.region((6, 4), policy) == (0, 0, 6, 4)
-  np.testing.assert_array_equal(fit.label(TALL, 2, policy), TALL[1::3, 1::2])
+def test_squeeze_shows_all():
+  assert fit.region((6, 4), 'squeeze') == (0, 0, 6, 4)
+  np.testing.assert_array_equal(fit.label(TALL, 2, 'squeeze'), TALL[1::3, 1::2])
+
+
+def test_without_a_policy_only_near_squares_are_squeezed():
+  assert fit.region((110, 100), '') == (0, 0, 110, 100)
+  assert fit.region((6, 4), '') == fit.region((6, 4), 'pad') == (0, -1, 6, 6)
 
 
 @pytest.mark.parametrize('policy', fit.POLICIES)

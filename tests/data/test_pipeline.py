@@ -1,15 +1,17 @@
+import contextlib
 import itertools
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jaxseg.data import images, pipeline, sources, splits
+from jaxseg.data import images, pipeline, sources, splits, streams
 from jaxseg.errors import UserError
 
 
 @pytest.fixture
-def source(write_folder):
+def source(write_folder, config):
   root = write_folder(
     n=12,
     unlabelled=3,
@@ -19,7 +21,8 @@ def source(write_folder):
       'test': [f'{i:03d}' for i in range(8, 12)],
     },
   )
-  return sources.load(f'folder:{root}', 1)
+  config.data.source = f'folder:{root}'
+  return sources.load(config.data)
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_image_fits_its_label(stream):
 
 
 def test_grey_levels_span_the_range():
-  ends = pipeline._normalise(np.array([0, 255], np.uint8))
+  ends = streams.normalise(np.array([0, 255], np.uint8))
   np.testing.assert_array_equal(ends, np.float32([-1, 1]))
 
 
@@ -197,7 +200,9 @@ def test_eval_of_unlabelled_images(source, config):
 
 
 def test_resolutions(write_folder, config):
-  source = sources.load(f'folder:{write_folder(n=2, side=50)}', 3)
+  config.data.source = f'folder:{write_folder(n=2, side=50)}'
+  config.data.channels = 3
+  source = sources.load(config.data)
   examples = pipeline.Examples(source, config.data)
   assert examples.image('000').shape == (32, 32, 3)
   assert examples.label('000').shape == (32, 32)
@@ -210,3 +215,121 @@ def test_resolutions(write_folder, config):
 def test_original_label_must_exist(source, config):
   with pytest.raises(UserError, match='012.png: the image has no label'):
     pipeline.Examples(source, config.data).original_label('012')
+
+
+def test_unlabelled_images_are_moved_but_not_recoloured(stream, config):
+  plain = stream(0, 2)
+  config.data.augment.brightness = 0.9
+  config.data.augment.copy_paste = 1.0
+  recoloured = stream(0, 2)
+  for a, b in zip(plain, recoloured, strict=True):
+    np.testing.assert_allclose(a['unlabelled'], b['unlabelled'], atol=1e-6)
+    assert not np.allclose(a['image'], b['image'], atol=0.01)
+  config.data.augment.shift = 0.3
+  (moved,) = stream(0, 1)
+  assert not np.allclose(moved['unlabelled'], plain[0]['unlabelled'], atol=0.01)
+
+
+def test_strong_views(stream, config):
+  config.data.strong.views = 2
+  config.data.strong.cutmix_probability = 1.0
+  config.data.augment.shift = 0.2
+  whole = stream(0, 4)
+  batch = whole[0]
+  assert batch['unlabelled_strong'].shape == (6, 2, 32, 32, 1)
+  assert batch['unlabelled_strong'].dtype == np.float32
+  assert -1 <= batch['unlabelled_strong'].min()
+  assert batch['unlabelled_strong'].max() <= 1
+  assert batch['cutmix'].shape == (6, 2, 32, 32)
+  assert set(np.unique(batch['cutmix'])) == {0, 1}
+  shares = batch['cutmix'].mean((2, 3))
+  assert 0.005 < shares.min() and shares.max() < 0.45
+  views = batch['unlabelled_strong']
+  assert np.abs(views[:, 0] - views[:, 1]).mean() > 0.01  # drawn apart
+  assert_same(whole[2:], stream(2, 4))  # and again alike
+
+
+def test_copy_paste(stream, config):
+  """Pasted pixels bring their labels: the image still fits its label."""
+  plain = stream(0, 3)
+  config.data.augment.copy_paste = 1.0
+  pasted = stream(0, 3)
+  moved = 0
+  for a, b in zip(plain, pasted, strict=True):
+    grey = (b['image'][..., 0] + 1) * 127.5
+    np.testing.assert_array_equal(grey > 50, b['label'] == 1)
+    moved += (a['label'] != b['label']).sum()
+  assert moved
+
+
+@pytest.mark.parametrize('kind', ['scribbles', 'clicks', 'boxes', 'polygons'])
+def test_weak_labels_train_and_full_ones_score(source, config, kind):
+  root = config.data.source.partition(':')[2]
+  for i in range(12):
+    label = np.zeros((32, 32), np.uint8)
+    label[8:24, 8 + i : 20 + i] = 1
+    Image.fromarray(label).save(f'{root}/labels/{i:03d}.png')
+  source = sources.load(config.data)
+  config.data.weak.kind = kind
+  config.data.weak.width = 1
+  examples = pipeline.Examples(source, config.data)
+  full, weak = examples.label('003'), examples.training_label('003')
+  known = weak != images.VOID
+  assert set(np.unique(weak[known])) == {0, 1}
+  # Boxes and polygons of a rectangle are the rectangle, or all but its edge.
+  assert (weak[known] == full[known]).mean() > 0.99
+  assert known.mean() < 0.2 if kind in ('scribbles', 'clicks') else 0.5
+  again = pipeline.Examples(sources.load(config.data), config.data)
+  np.testing.assert_array_equal(again.training_label('003'), weak)
+  drawn = splits.make_splits(source, config.data, 0)
+  (batch,) = pipeline.eval_batches(source, drawn.test[:1], config, 1)
+  assert (batch['label'] != images.VOID).all()
+  with contextlib.closing(
+    pipeline.train_batches(
+      source, drawn, config, batch_size=2, unlabelled_batch_size=0, seed=0
+    )
+  ) as batches:
+    trained = next(batches)['label']
+  expected = [examples.training_label(id_) for id_ in drawn.labelled]
+  assert all(any((t == e).all() for e in expected) for t in trained)
+
+
+def test_tags(stream, config):
+  config.data.weak.kind = 'tags'
+  (batch,) = stream(0, 1)
+  assert (batch['label'] == images.VOID).all()
+  np.testing.assert_array_equal(batch['tags'], np.ones((4, 2), np.float32))
+
+
+def test_worker_processes_give_the_same_batches(stream, config):
+  config.data.augment.shift = 0.2
+  config.data.strong.views = 1
+  expected = stream(1, 4)
+  config.data.workers = 2
+  assert_same(stream(1, 4), expected)
+
+
+@pytest.mark.parametrize(
+  'policy, share', [('crop', 1.0), ('pad', 0.5), ('squeeze', 1.0)]
+)
+def test_fit(write_folder, config, policy, share):
+  root = write_folder(n=2)
+  for i in range(2):
+    for kind in ('images', 'labels'):
+      picture = Image.open(root / f'{kind}/{i:03d}.png')
+      nearest = Image.Resampling.NEAREST
+      picture.resize((80, 40), nearest).save(root / f'{kind}/{i:03d}.png')
+  config.data.source, config.data.fit = f'folder:{root}', policy
+  examples = pipeline.Examples(sources.load(config.data), config.data)
+  image, label = examples.image('001'), examples.label('001')
+  assert image.shape == (32, 32, 1) and label.shape == (32, 32)
+  assert (label != images.VOID).mean() == share
+  if policy == 'pad':
+    padding = image[label == images.VOID].reshape(2, 8, 32)
+    assert (padding[0, :5] == 0).all() and (padding[1, 3:] == 0).all()
+
+
+def test_an_unknown_fit_is_refused(source, config):
+  config.data.fit = 'stretch'
+  with pytest.raises(UserError, match="config.data.fit is 'stretch'"):
+    pipeline.Examples(source, config.data)

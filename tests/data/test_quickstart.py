@@ -3,6 +3,7 @@ import builtins
 import numpy as np
 import pytest
 
+from jaxseg import config as jaxseg_config
 from jaxseg.data import quickstart, sources, splits
 from jaxseg.errors import UserError
 
@@ -18,9 +19,16 @@ def cache(tmp_path_factory):
   quickstart.digits.cache_clear()
 
 
+def open_set(source, channels):
+  data = jaxseg_config.default().data.copy_and_resolve_references()
+  with data.unlocked():
+    data.source, data.channels = source, channels
+  return sources.load(data)
+
+
 @pytest.fixture(scope='module')
 def digits(cache):
-  return sources.load('digits', 1)
+  return open_set('digits', 1)
 
 
 def test_digits(digits):
@@ -72,7 +80,7 @@ def test_digits_equal_the_reference(digits, shared):
 
 
 def test_digits_in_colour(digits):
-  colour = sources.load('digits', 3)
+  colour = open_set('digits', 3)
   np.testing.assert_array_equal(
     colour.image('mnist_0007'),
     np.repeat(digits.image('mnist_0007'), 3, axis=-1),
@@ -137,7 +145,7 @@ def test_avatars_without_their_packages(monkeypatch):
   monkeypatch.setattr(builtins, '__import__', fake)
   quickstart.avatars.cache_clear()
   with pytest.raises(UserError, match='pip install python-avatars resvg-py'):
-    sources.load('avatars', 3)
+    open_set('avatars', 3)
 
 
 @pytest.fixture
@@ -180,7 +188,7 @@ def test_avatars(drawing, cache, monkeypatch):
   counts = dict(train=4, val=1, test=1, ood_unseen=2)
   monkeypatch.setattr(quickstart, 'AVATAR_COUNTS', counts)
   quickstart.avatars.cache_clear()
-  source = sources.load('avatars', 3)
+  source = open_set('avatars', 3)
   quickstart.avatars.cache_clear()
   assert {k: len(v) for k, v in source.splits.items()} == counts
   assert source.class_names == quickstart.AVATAR_CLASSES

@@ -1,80 +1,55 @@
+"""Sets by name, and out-of-domain sets beside them."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import images, sources
-from jaxseg.errors import UserError
+from jaxseg.data import sources, splits
+from jaxseg.data.builders import BUILDERS
+from jaxseg.data.source import voc_palette
+from jaxseg.errors import DataError, UserError
 
 
-def load(root, channels=1):
-  return sources.load(f'folder:{root}', channels)
+@pytest.fixture
+def load(config):
+  """spec, channels, fields of config.data -> the opened set."""
+
+  def open_set(spec, channels=1, **fields):
+    config.data.source, config.data.channels = spec, channels
+    for name, value in fields.items():
+      config.data[name] = value
+    return sources.load(config.data)
+
+  return open_set
 
 
-def test_folder(write_folder):
-  source = load(write_folder(n=3, unlabelled=2))
-  assert source.splits == {
-    'all': ('000', '001', '002'),
-    'unlabelled': ('003', '004'),
-  }
-  assert source.class_names == ('background', 'class 1')
-  label = source.label('001')
-  np.testing.assert_array_equal(source.image('001')[..., 0], label * 100 + 1)
-  assert source.label('004') is None
-  assert source.has_label('001') and not source.has_label('004')
-  assert source.path('004').endswith('images/004.png')
+@pytest.fixture
+def other(tmp_path):
+  """A set of two labelled images and one without, classes in other order."""
+  root = tmp_path / 'other'
+  for kind in ('images', 'labels'):
+    (root / kind).mkdir(parents=True)
+  for i in range(3):
+    Image.new('L', (8, 8), 10 * i).save(root / f'images/{i}.png')
+  for i in range(2):
+    label = np.repeat(np.arange(4, dtype=np.uint8), 16).reshape(8, 8)
+    label[0, 0] = 255
+    Image.fromarray(label).save(root / f'labels/{i}.png')
+  names = '["lung", "heart", "background", "rib"]'
+  (root / 'classes.json').write_text(f'{{"classes": {names}}}')
+  return root
 
 
-def test_folder_with_splits_and_meta(write_folder):
-  source = load(
-    write_folder(
-      splits={
-        'train': ['000', '001'],
-        'ood_x': ['002'],
-        'budgets': {'1': ['001']},
-        'groups': {'000': 'anna', '001': 7},
-      },
-      meta={
-        'name': 'lungs',
-        'classes': ['bg', 'lung'],
-        'void': 9,
-        'palette': [[1, 2, 3], [4, 5, 6]],
-      },
-    ),
-    3,
-  )
-  assert source.splits == {'train': ('000', '001'), 'ood_x': ('002',)}
-  assert source.budgets == {'1': ('001',)}
-  assert source.groups == {'000': 'anna', '001': '7'}
-  assert source.name == 'lungs' and source.class_names == ('bg', 'lung')
-  np.testing.assert_array_equal(source.palette, [[1, 2, 3], [4, 5, 6]])
-  assert source.image('000').shape == (32, 32, 3)
-
-
-def test_void_id_becomes_255(write_folder):
-  root = write_folder(num_classes=3, meta={'classes': ['a', 'b'], 'void': 2})
-  assert set(np.unique(load(root).label('000'))) == {0, 1, 255}
-
-
-def test_classes_are_inferred_from_labels(write_folder):
-  root = write_folder(num_classes=4)
-  void = np.full((32, 32), 255, np.uint8)
-  Image.fromarray(void).save(root / 'labels/000.png')
-  source = load(root)
-  assert source.class_names == ('background', 'class 1', 'class 2', 'class 3')
-  np.testing.assert_array_equal(source.palette, sources.voc_palette(4))
-
-
-def test_palette_of_the_label_files(write_folder):
-  root = write_folder(n=2)
-  palette = np.array([[5, 6, 7], [80, 90, 100]], np.uint8)
-  for path in (root / 'labels').iterdir():
-    images.write_label(path, images.read_label(path), palette)
-  np.testing.assert_array_equal(load(root).palette, palette)
+@pytest.fixture
+def chest(write_folder):
+  """The main set: background, lung."""
+  classes = {'classes': ['background', 'lung']}
+  return f'folder:{write_folder(n=12, classes=classes)}'
 
 
 def test_voc_palette():
   np.testing.assert_array_equal(
-    sources.voc_palette(256)[[0, 1, 2, 3, 8, 15, 20, 255]],
+    voc_palette(256)[[0, 1, 2, 3, 8, 15, 20, 255]],
     [
       [0, 0, 0],  # background
       [128, 0, 0],  # aeroplane
@@ -88,92 +63,69 @@ def test_voc_palette():
   )
 
 
-def test_hidden_files_are_no_images(write_folder):
-  root = write_folder(n=2)
-  (root / 'images/._000.png').write_bytes(b'AppleDouble')
-  (root / 'images/Thumbs.db').write_bytes(b'x')
-  assert load(root).splits == {'all': ('000', '001')}
-
-
 @pytest.mark.parametrize('spec', ['', 'mnist', 'folder', 'folder:', 'tfds:x'])
-def test_unknown_source(spec):
+def test_unknown_source(load, spec):
   with pytest.raises(UserError, match="'digits', 'avatars', 'folder:PATH'"):
-    sources.load(spec, 1)
+    load(spec)
 
 
-def test_channels():
+def test_channels(load):
   with pytest.raises(UserError, match='config.data.channels is 2'):
-    sources.load('digits', 2)
+    load('digits', 2)
 
 
-def test_missing_and_empty_folders(tmp_path):
-  with pytest.raises(UserError, match='folder is missing'):
-    load(tmp_path / 'nowhere')
-  (tmp_path / 'file').touch()
-  with pytest.raises(UserError, match='not a folder'):
-    load(tmp_path / 'file')
-  root = tmp_path / 'set'
-  root.mkdir()
-  with pytest.raises(UserError, match="no folder 'images'.*holds nothing"):
-    load(root)
-  (root / 'images').mkdir()
-  with pytest.raises(UserError, match='no images in it.*holds nothing'):
-    load(root)
-  (root / 'images/scan.dcm').touch()
-  with pytest.raises(UserError, match='holds scan.dcm'):
-    load(root)
+@pytest.mark.parametrize('name', BUILDERS)
+def test_a_set_that_is_not_prepared(load, tmp_path, name):
+  with pytest.raises(UserError, match=f'datasets prepare {name} --manual_dir'):
+    load(name, data_dir=str(tmp_path))
 
 
-def test_two_files_of_one_name(write_folder):
-  root = write_folder(n=2)
-  Image.new('L', (32, 32)).save(root / 'images/000.jpg')
-  with pytest.raises(UserError, match='same stem'):
-    load(root)
+def test_ood_source(load, chest, other, config):
+  source = load(
+    chest,
+    ood_sources=(f'clinic=folder:{other}',),
+    ood_classes=('clinic:heart=lung',),
+  )
+  assert source.splits['ood_clinic'] == ('clinic__0', 'clinic__1')
+  label = source.label('clinic__1')
+  # lung -> 1, heart -> 1 as asked, background -> 0; rib is unknown: void
+  np.testing.assert_array_equal(label[:, 1], np.repeat([1, 1, 0, 255], 2))
+  assert label[0, 0] == 255
+  assert (source.image('clinic__1') == 10).all()
+  assert source.path('clinic__0').endswith('other/images/0.png')
+  alone = load(chest, ood_sources=(), ood_classes=())
+  np.testing.assert_array_equal(source.label('003'), alone.label('003'))
+  config.data.ood_sources = (f'clinic=folder:{other}',)
+  s = splits.make_splits(source, config.data, 0)
+  assert s.ood == {'ood_clinic': ('clinic__0', 'clinic__1')}
+  assert not any('clinic' in i for i in (*s.unlabelled, *s.val, *s.test))
 
 
-def test_labels_without_image(write_folder):
-  root = write_folder(n=2)
-  Image.new('L', (32, 32)).save(root / 'labels/000_mask.png')
-  with pytest.raises(UserError, match='1 label files.*000_mask.png'):
-    load(root)
+def test_ood_classes_by_name(load, chest, other):
+  table = sources.class_map(('a', 'b', 'c'), ('c', 'a'), 'a=void')
+  assert table[:4].tolist() == [255, 255, 0, 255]
+  with pytest.raises(UserError, match='none in common with x, y.*NAME:b=y'):
+    sources.class_map(('a', 'b'), ('x', 'y'))
+  ood = dict(ood_sources=(f'clinic=folder:{other}',))
+  with pytest.raises(UserError, match="'spleen' in 'spleen=lung', expe"):
+    load(chest, **ood, ood_classes=('clinic:spleen=lung',))
+  with pytest.raises(UserError, match="'liver' in 'rib=liver', .* lung, void"):
+    load(chest, **ood, ood_classes=('clinic:rib=liver',))
+  with pytest.raises(UserError, match="names 'hospital', expected .*clinic"):
+    load(chest, **ood, ood_classes=('hospital:rib=lung',))
 
 
-@pytest.mark.parametrize(
-  'splits, sentence',
-  [
-    ({'train': ['000', 'x']}, 'names 1 images that are not in.*x'),
-    ({'train': '000'}, 'expected a list'),
-    ({'train': [0]}, 'expected a list'),
-    ({'train': ['000', '000']}, '000 more than once'),
-    ({'train': ['000'], 'budgets': {'2': ['000']}}, 'budget .2. lists 1'),
-    ({'train': ['000'], 'budgets': {'1': ['y']}}, 'not in'),
-    ({'train': ['000'], 'budgets': [1]}, 'must be objects'),
-    (['000'], 'holds a list'),
-  ],
-)
-def test_bad_splits_json(write_folder, splits, sentence):
-  with pytest.raises(UserError, match=sentence):
-    load(write_folder(splits=splits))
-
-
-@pytest.mark.parametrize(
-  'meta, sentence',
-  [
-    ({'classes': ['one']}, 'expected a list of 2 to 255'),
-    ({'classes': {'a': 0}}, 'expected a list of 2 to 255'),
-    ({'classes': ['a', 'b'], 'void': 0}, "id of class 'a'"),
-    ({'classes': ['a', 'b'], 'void': 'x'}, 'expected an id'),
-    ({'classes': ['a', 'b'], 'palette': [[0, 0, 0]]}, 'expected 2 colours'),
-    ({'classes': ['a', 'b'], 'palette': [[0, 0, 300]] * 2}, 'colours'),
-  ],
-)
-def test_bad_meta_json(write_folder, meta, sentence):
-  with pytest.raises(UserError, match=sentence):
-    load(write_folder(meta=meta))
-
-
-def test_damaged_json(write_folder):
-  root = write_folder(n=2)
-  (root / 'splits.json').write_text('{"train": [')
-  with pytest.raises(UserError, match='splits.json.*not readable JSON'):
-    load(root)
+def test_ood_mistakes(load, chest, other):
+  for entry in ('clinic', '=folder:x', 'a b=folder:x', 'clinic='):
+    with pytest.raises(UserError, match="expected 'NAME=...'"):
+      load(chest, ood_sources=(entry,))
+  with pytest.raises(UserError, match='config.data.ood_sources is .nowhere.'):
+    load(chest, ood_sources=('clinic=nowhere',))
+  source = load(chest, ood_sources=(f'clinic=folder:{other}',))
+  Image.new('L', (8, 8), 7).save(other / 'labels/0.png')
+  with pytest.raises(DataError, match=r'ids \[7\], expected 0 to 3'):
+    source.label('clinic__0')
+  for i in range(2):
+    (other / f'labels/{i}.png').unlink()
+  with pytest.raises(UserError, match='no labelled image'):
+    load(chest, ood_sources=(f'clinic=folder:{other}',))

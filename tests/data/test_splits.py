@@ -319,3 +319,19 @@ def test_rehash(config):
   s = splits.make_splits(make_source(PLAIN), config.data, 0)
   fewer = splits.rehash(s._replace(unlabelled=s.unlabelled[1:]))
   assert fewer.hash != s.hash and splits.rehash(s) == s
+
+
+def test_a_workdir_keeps_its_images(config, tmp_path):
+  source = make_source(PLAIN, train=IDS[:50], test=IDS[50:90], val=IDS[90:95])
+  s = splits.make_splits(source, config.data, 0)._replace(content='a1')
+  path = tmp_path / 'splits.json'
+  splits.refuse_other(path, s)  # a new workdir
+  splits.save_splits(path, s)
+  splits.refuse_other(path, splits.load_splits(path))
+  more = splits.rehash(s._replace(ood={'ood_new': ('999',)}))
+  splits.refuse_other(path, more)
+  fewer = splits.rehash(s._replace(unlabelled=s.unlabelled[2:]))
+  with pytest.raises(UserError, match='unlabelled images.*others.*2 are go'):
+    splits.refuse_other(path, fewer)
+  with pytest.raises(UserError, match='pixels of some images'):
+    splits.refuse_other(path, s._replace(content='b2'))

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
 
 
 class Record(NamedTuple):
@@ -171,7 +171,16 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self, records: Sequence[Record]
   ) -> Iterator[tuple[int, dict]]:
     for i, record in enumerate(records):
-      yield i, self.example(record)
+      try:
+        yield i, self.example(record)
+      except UserError:
+        raise
+      except Exception as error:  # decoders raise many types
+        where = record.image if isinstance(record.image, Path) else record.id
+        raise DataError(
+          f'{where}: the image or the label of {self.name} cannot be read '
+          f'({error}), expected whole files; copy or download them again'
+        ) from error
 
   def example(self, record: Record) -> dict:
     """Returns the features of one record; reads its pixels.
