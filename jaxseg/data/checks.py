@@ -1,98 +1,240 @@
-"""What can be wrong with a data set, found before any expensive work."""
+"""All that can be wrong with a data set, found before any expensive work."""
 
+import hashlib
 import itertools
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-import numpy as np
-
-from jaxseg.data import images
+from jaxseg.data import problems, set_checks
+from jaxseg.data import splits as data_splits
+from jaxseg.data.examine import Seen, examine
 from jaxseg.data.examples import Examples, num_threads
-from jaxseg.data.sources import Source
+from jaxseg.data.problems import Problem
+from jaxseg.data.set_checks import Statistics as Statistics
+from jaxseg.data.source import Source
 from jaxseg.data.splits import Splits
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
 
 ERRORS_SHOWN = 5
-MIN_SIDE = 8  # pixels; a smaller image shows nothing
-MAX_ASPECT = 1.1  # long by short side that still goes unmentioned
+LINES_SHOWN = 20
 
 
-def check(source: Source, splits: Splits, data_config: Any) -> None:
+def check(
+  source: Source,
+  splits: Splits,
+  data_config: Any,
+  report: str | os.PathLike | None = None,
+) -> Splits:
   """Reads everything that will be used, before any expensive work.
 
-  Every image and label of every split must decode; labels must have their
-  image's size and hold only ids of classes and 255 (void); labelled images
-  and those that are scored must have a label. What was read stays in the
-  cache.
+  Refused are: images and labels of labelled and scored images that cannot be
+  read, labels that are missing, of another size than their image, or with ids
+  of no class; masks of 0 and 255 alone; labelled images that are void, or
+  nearly all empty; images that are not square while `config.data.fit` is '';
+  an image that trains and, with the same pixels, is scored. Unlabelled images
+  that cannot be read are left out, up to `config.data.max_bad_fraction` of
+  them. All else is mentioned on stderr. What was read stays in the cache.
+
+  Args:
+    source: the data set.
+    splits: what will be used of it.
+    data_config: `config.data`.
+    report: a CSV file for all that was found, see `problems.write_report`.
+
+  Returns:
+    The splits without the unlabelled images that were left out, their hash
+    and the content of all files in them.
 
   Raises:
-    UserError: names the first few mistakes and counts the others.
+    UserError: a field of the config.
+    DataError: names the first few mistakes and counts the others.
   """
   _check_config(source, splits, data_config)
-  examples = Examples(source, data_config)
-  scored = [splits.val, splits.test, *splits.ood.values()]
-  with_label = set(splits.labelled).union(*scored)
-  used = [splits.labelled, splits.unlabelled, *scored]
-  ids = list(dict.fromkeys(itertools.chain.from_iterable(used)))
-  found = np.zeros(256, bool)  # ids in any label
-  shown = np.zeros(256, bool)  # ids in those that train
-  errors, num_labels, aspects = [], 0, []
+  scored = _joined([splits.val, splits.test, *splits.ood.values()])
   labelled = set(splits.labelled)
+  strict = labelled.union(scored)
+  used = _joined([splits.labelled, splits.unlabelled, scored])
+  keep = Examples(source, data_config).keep
+  seen = _look_through(
+    source,
+    {
+      id_: ('refuse' if id_ in strict else 'skip', id_ in strict)
+      for id_ in used
+    },
+    data_config.resolution,
+    keep,
+  )
+  found = [*source.problems]
+  found += itertools.chain.from_iterable(s.problems for s in seen.values())
+  bad = {i for i in splits.unlabelled if i not in strict and not seen[i].size}
+  found += _too_many_bad(source, splits, bad, data_config)
+  found += set_checks.about_labels(
+    source,
+    [s for i, s in seen.items() if i in labelled],
+    [seen[i] for i in scored if i not in labelled],
+  )
+  every = list(seen.values())
+  found += set_checks.about_images(source, every, data_config.resolution)
+  if not data_config.fit:
+    found += set_checks.about_shapes(source, every)
+  training = _joined([splits.labelled, splits.unlabelled])
+  found += set_checks.about_copies(
+    source, seen, training, scored, data_config.allow_leaks
+  )
+  if report is not None:
+    problems.write_report(report, found)
+  _refuse(found, report)
+  tell(found, report)
+  left = tuple(id_ for id_ in splits.unlabelled if id_ not in bad)
+  splits = splits._replace(unlabelled=left, content=_content(seen, bad))
+  return data_splits.rehash(splits)
 
-  def check_one(id_):
-    try:
-      return _check_one(source, examples, id_, id_ in with_label)
-    except UserError as error:
-      return error
+
+def inspect(
+  source: Source,
+  ids: Sequence[str] | None = None,
+  *,
+  resolution: int | None = None,
+) -> tuple[list[Problem], Statistics]:
+  """Reads a whole data set and finds everything at once; see `check`.
+
+  Every label there is is read. Images that only train (not in 'val', 'test'
+  or an 'ood' split) may lack one.
+
+  Args:
+    source: the data set.
+    ids: of the images to look at; None: all in its splits.
+    resolution: side of what networks will see; classes lost there are found.
+
+  Returns:
+    The problems, the gravest first, and the counts.
+  """
+  if ids is None:
+    ids = _joined(source.splits.values())
+  wanted = set(ids)
+  scored = [i for i in _joined(_scored(source)) if i in wanted]
+  training = [i for i in _joined(_training(source)) if i in wanted]
+  needed = set(scored)
+  roles = {}
+  for id_ in dict.fromkeys(ids):
+    needs_label = id_ in needed or source.has_label(id_)
+    roles[id_] = ('refuse' if needs_label else 'skip', needs_label)
+  seen = _look_through(source, roles, resolution)
+  found = [*source.problems]
+  found += itertools.chain.from_iterable(s.problems for s in seen.values())
+  every = list(seen.values())
+  found += set_checks.about_labels(
+    source,
+    [s for s in every if s.id not in needed],
+    [s for s in every if s.id in needed],
+  )
+  found += set_checks.about_images(source, every, resolution)
+  found += set_checks.about_shapes(source, every, 'note')
+  found += _in_both(source, training, scored)
+  found += set_checks.about_copies(source, seen, training, scored)
+  return problems.in_order(found), set_checks.statistics(every)
+
+
+def tell(found: Sequence[Problem], report: str | os.PathLike | None) -> None:
+  """Prints what was found to stderr, a line for each sort."""
+  by_kind = {}
+  for problem in problems.in_order(found):
+    by_kind.setdefault((problem.severity, problem.kind), []).append(problem)
+  for (severity, _), group in list(by_kind.items())[:LINES_SHOWN]:
+    word = {'skip': 'left out: '}.get(severity, '')
+    more = f' (and {len(group) - 1} more like it)' if len(group) > 1 else ''
+    print(f'jaxseg: {word}{group[0]}{more}', file=sys.stderr)
+  if report is not None and found:
+    print(f'jaxseg: all is listed in {report}', file=sys.stderr)
+
+
+def _look_through(source, roles, resolution, keep=None) -> dict[str, Seen]:
+  """Examines images in threads; roles: {id: (severity, needs a label)}."""
+
+  def one(item):
+    id_, (severity, needs_label) = item
+    return examine(
+      source, id_, severity=severity, needs_label=needs_label,
+      resolution=resolution, keep=keep,
+    )  # fmt: skip
 
   with futures.ThreadPoolExecutor(num_threads()) as pool:
-    results = _with_progress(pool.map(check_one, ids), len(ids))
-    for id_, result in zip(ids, results, strict=True):
-      if isinstance(result, UserError):
-        errors.append(str(result))
-        continue
-      present, aspect = result
-      aspects.append(aspect)
-      if present is not None:
-        num_labels += 1
-        found |= present
-        if id_ in labelled:
-          shown |= present
-  if errors:
-    more = len(errors) - ERRORS_SHOWN
-    raise UserError(
-      '; '.join(errors[:ERRORS_SHOWN])
-      + (f'; and {more} more files with mistakes' if more > 0 else '')
-    )
-  if list(np.flatnonzero(found)) == [0, images.VOID]:
-    raise UserError(
-      f'{source.name}: the {num_labels} label files hold only 0 and 255, and '
-      '255 means void here, expected class ids; save the white pixels of '
-      'black-and-white masks as 1'
-    )
-  _tell(source, data_config, shown, np.array(aspects))
+    results = _with_progress(pool.map(one, roles.items()), len(roles))
+    return {seen.id: seen for seen in results}
 
 
-def _tell(source, data_config, shown, aspects):
-  """Mentions what is allowed, yet may surprise."""
-  never = [n for n, s in zip(source.class_names, shown, strict=False) if not s]
-  if never:
-    print(
-      f'jaxseg: no labelled image shows {", ".join(never)}; more labels or '
-      'another seed may',
-      file=sys.stderr,
-    )
-  count = np.count_nonzero(aspects > MAX_ASPECT)
-  if count:
-    print(
-      f'jaxseg: {count} of {len(aspects)} images are not square (up to '
-      f'{aspects.max():.1f}:1); the networks see them squeezed to '
-      f'{data_config.resolution}x{data_config.resolution}',
-      file=sys.stderr,
-    )
+def _too_many_bad(source, splits, bad, data_config) -> Iterator[Problem]:
+  """Refuses when more unlabelled images are bad than may be."""
+  never = sum(p.severity == 'skip' for p in source.problems)
+  total, allowed = len(splits.unlabelled) + never, data_config.max_bad_fraction
+  count = len(bad) + never
+  if count > allowed * total:
+    yield Problem(
+      'refuse', 'too_many_bad', source.name,
+      f'{count} of {total} unlabelled images cannot be used, expected at most '
+      f'{allowed:.2%} (config.data.max_bad_fraction); mend or remove them, or '
+      f'set --config.data.max_bad_fraction={min(1, 1.01 * count / total):.2g}',
+    )  # fmt: skip
+
+
+def _refuse(found, report):
+  """Raises the first few mistakes that are refused."""
+  refused = [p for p in problems.in_order(found) if p.severity == 'refuse']
+  if not refused:
+    return
+  more = len(refused) - ERRORS_SHOWN
+  message = '; '.join(map(str, refused[:ERRORS_SHOWN]))
+  if more > 0:
+    message += f'; and {more} more mistakes ({problems.count(refused)})'
+  if report is not None:
+    message += f'; all are listed in {report}'
+  raise DataError(message, refused[0].kind)
+
+
+def _content(seen: Mapping[str, Seen], bad) -> str:
+  """Stands for the pixels of all images and labels in use."""
+  parts = [
+    id_.encode('utf-8', 'backslashreplace') + s.digest + s.label_digest
+    for id_, s in sorted(seen.items())
+    if id_ not in bad
+  ]
+  whole = b'\n'.join(parts)
+  return hashlib.blake2b(whole, digest_size=8).hexdigest()
+
+
+def _joined(parts):
+  return list(dict.fromkeys(itertools.chain.from_iterable(parts)))
+
+
+def _scored(source):
+  return [v for k, v in source.splits.items() if _is_scored(k)]
+
+
+def _training(source):
+  return [v for k, v in source.splits.items() if not _is_scored(k)]
+
+
+def _is_scored(name):
+  return name in ('val', 'test') or name.startswith('ood')
+
+
+def _in_both(source, training, scored) -> Iterator[Problem]:
+  """An image, or images of one group, in training and in scoring."""
+  trains = set(training)
+  groups = {source.groups[id_] for id_ in training if id_ in source.groups}
+  for id_ in scored:
+    group = source.groups.get(id_)
+    if id_ in trains or group in groups:
+      what = 'the image' if id_ in trains else f'its group {group!r}'
+      yield Problem(
+        'refuse', 'leak', source.path(id_),
+        f'{what} is both in a split that trains and in one that is scored, '
+        'expected one side; correct splits.json',
+      )  # fmt: skip
 
 
 def _check_config(source, splits, data_config):
@@ -116,43 +258,6 @@ def _check_config(source, splits, data_config):
       f'expected less than 80 % of the {total / 2**30:.1f} GiB of memory; '
       'set --config.data.cache=False or lower --config.data.resolution'
     )
-
-
-def _check_one(source, examples, id_, needs_label):
-  """Returns (ids in the label, bool [256] or None; long by short side)."""
-  image = source.image(id_)
-  if min(image.shape[:2]) < MIN_SIDE:
-    raise UserError(
-      f'{source.path(id_)}: the image is {_size(image)}, expected at least '
-      f'{MIN_SIDE} pixels a side; remove it'
-    )
-  examples.keep('image', id_, image)
-  aspect = max(image.shape[:2]) / min(image.shape[:2])
-  if not needs_label:
-    return None, aspect
-  label = examples.original_label(id_)
-  if label.shape != image.shape[:2]:
-    raise UserError(
-      f'{source.path(id_)}: the label is {_size(label)} and the image '
-      f'{_size(image)} (width x height), expected one size; resize the label '
-      'to the image with nearest neighbour'
-    )
-  present = np.bincount(label.ravel(), minlength=256) > 0
-  k = len(source.class_names)
-  wrong = np.flatnonzero(present[: images.VOID][k:]) + k
-  if len(wrong):
-    raise UserError(
-      f'{source.path(id_)}: its label holds the ids '
-      f'{", ".join(map(str, wrong[:5]))}, expected 0 to {k - 1} '
-      f'({k} classes) or 255 (void); correct the label or the classes in '
-      'meta.json'
-    )
-  examples.keep('label', id_, label)
-  return present, aspect
-
-
-def _size(array):
-  return f'{array.shape[1]}x{array.shape[0]}'
 
 
 def _with_progress(results, total):

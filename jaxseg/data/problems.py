@@ -5,6 +5,7 @@ import contextvars
 import csv
 import dataclasses
 import io
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,13 +96,24 @@ def from_error(
   return Problem(severity, kind, str(path), message)
 
 
-def to_table(problems: Iterable[Problem]) -> str:
-  """Returns one line a problem, the gravest first, and a line that counts."""
+def to_table(problems: Iterable[Problem], shown: int = 20) -> str:
+  """Returns one line a problem, the gravest first, and a line that counts.
+
+  Args:
+    problems: in any order.
+    shown: of each severity and kind at most; the others are counted.
+  """
   problems = in_order(problems)
   if not problems:
     return 'no problems found'
   width = max(len(p.kind) for p in problems)
-  lines = [f'{p.severity:6}  {p.kind:{width}}  {p}' for p in problems]
+  lines = []
+  for _, group in itertools.groupby(problems, lambda p: p[:2]):
+    group = list(group)
+    start = f'{group[0].severity:6}  {group[0].kind:{width}}  '
+    lines += [start + str(p) for p in group[:shown]]
+    if len(group) > shown:
+      lines.append(f'{start}and {len(group) - shown} more like these')
   return '\n'.join([*lines, count(problems)])
 
 

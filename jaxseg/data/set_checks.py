@@ -1,0 +1,307 @@
+"""What is wrong with a data set as a whole, once all its files were read."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxseg.data import duplicates
+from jaxseg.data.examine import Seen, one_based
+from jaxseg.data.images import VOID
+from jaxseg.data.problems import Problem, some
+from jaxseg.data.source import Source
+
+MAX_EMPTY = 0.9  # share of labels that may be all 0
+DOMINANT = 0.999  # share of the pixels of one class
+SHOWN_PAIRS = 100
+FIT_CHOICES = (
+  '--config.data.fit=crop (the centre), pad (with void) or squeeze (sides '
+  'scaled apart)'
+)
+
+
+class Statistics(NamedTuple):
+  """Counts over a data set.
+
+  Attributes:
+    images: that can be read.
+    labels: that can be read.
+    sizes: images by (height, width).
+    modes: images by how their file stores pixels, where that is known.
+    class_pixels: int64 [256], pixels of each id in all labels.
+    class_images: int64 [256], labels that hold each id.
+  """
+
+  images: int
+  labels: int
+  sizes: dict[tuple[int, int], int]
+  modes: dict[str, int]
+  class_pixels: np.ndarray
+  class_images: np.ndarray
+
+
+def statistics(seen: Sequence[Seen]) -> Statistics:
+  """Counts what was seen."""
+  read = [s for s in seen if s.size]
+  pixels = [s.pixels for s in read if s.pixels is not None]
+  pixels = np.array(pixels, np.int64).reshape(-1, 256)
+  return Statistics(
+    images=len(read),
+    labels=len(pixels),
+    sizes=dict(Counter(s.size for s in read).most_common()),
+    modes=dict(Counter(m for s in read for m in s.modes).most_common()),
+    class_pixels=pixels.sum(0),
+    class_images=(pixels > 0).sum(0),
+  )
+
+
+def about_labels(
+  source: Source, labelled: Sequence[Seen], scored: Sequence[Seen]
+) -> Iterator[Problem]:
+  """Yields what is odd about the labels taken together.
+
+  Args:
+    source: the data set.
+    labelled: images whose labels train.
+    scored: images whose labels are compared with.
+  """
+  train, both = statistics(labelled), statistics([*labelled, *scored])
+  found = set(np.flatnonzero(both.class_pixels).tolist())
+  if found == {0, VOID}:
+    yield Problem(
+      'refuse', 'black_and_white', source.name,
+      f'the {both.labels} label files hold only 0 and 255, and 255 means void '
+      'here, expected class ids; if the white pixels of black-and-white masks '
+      'are class 1, put "values": {"255": 1} into classes.json',
+    )  # fmt: skip
+    return
+  yield from _about_files(source, labelled, 'labelled', train)
+  yield from _about_files(source, scored, 'scored', statistics(scored))
+  yield from _mixed_white(source, [*labelled, *scored], both)
+  yield from _interpolated(source, [*labelled, *scored], both)
+  if not train.labels:
+    return
+  yield from _classes_missing(source, train, both)
+  shares = train.class_pixels[:VOID] / max(1, train.class_pixels[:VOID].sum())
+  if shares.max() > DOMINANT:
+    yield Problem(
+      'note', 'dominant_class', source.name,
+      f'{shares.max():.2%} of the labelled pixels are '
+      f'{_name(source, int(shares.argmax()))}, expected classes less uneven; '
+      'losses that weight classes (Dice) or larger crops may help',
+    )  # fmt: skip
+  if train.labels == 1:
+    yield Problem(
+      'note', 'one_label', source.name,
+      'only one labelled image trains, expected some; each batch repeats it',
+    )  # fmt: skip
+
+
+def _about_files(source, seen, kind, counts):
+  """Labels that say little: all 0, all void, or classes lost when resized."""
+  empty = [s.id for s in seen if _only(s, 0)]
+  if empty:
+    many = kind == 'labelled' and len(empty) > MAX_EMPTY * counts.labels
+    yield Problem(
+      'refuse' if many else 'note', 'empty_labels', source.name,
+      f'{len(empty)} of {counts.labels} {kind} images show nothing but '
+      f'{_name(source, 0)} ({some(empty)}), expected classes in most; see '
+      'whether their label files are whole',
+    )  # fmt: skip
+  for s in seen:
+    if _only(s, VOID):
+      yield Problem(
+        'refuse' if kind == 'labelled' else 'note', 'all_void',
+        source.path(s.id),
+        'its label is all void (255), expected classes; remove the label file '
+        'or draw it',
+      )  # fmt: skip
+  lost = [s.lost for s in seen if s.lost is not None]
+  lost = np.array(lost, bool).reshape(-1, 256).sum(0)[:VOID]
+  for i in np.flatnonzero(lost > counts.class_images[:VOID] / 2):
+    yield Problem(
+      'note', 'lost_class', source.name,
+      f'{_name(source, i)} vanishes in {lost[i]} of {counts.class_images[i]} '
+      f'{kind} images at the resolution of the networks, expected some pixels '
+      'of it; raise --config.data.resolution',
+    )  # fmt: skip
+
+
+def _only(seen, id_):
+  """Whether the label shows one id; void beside it does not count."""
+  if seen.pixels is None or not seen.pixels[id_]:
+    return False
+  return np.count_nonzero(seen.pixels[:VOID]) == (id_ != VOID)
+
+
+def _classes_missing(source, train, both):
+  """Classes that no labelled image shows, and ids that begin at 1."""
+  k = len(source.class_names)
+  names = [
+    _name(source, i) + ' (only in scored images)' * bool(both.class_pixels[i])
+    for i in range(k)
+    if not train.class_pixels[i]
+  ]
+  if names:
+    yield Problem(
+      'note', 'class_missing', source.name,
+      f'no labelled image shows {", ".join(names)}; more labels or another '
+      'seed may',
+    )  # fmt: skip
+  if k > 2 and not both.class_pixels[0] and both.class_pixels[1:k].all():
+    yield Problem(
+      'note', 'one_based', source.name,
+      f'no label holds 0, all other ids to {k - 1} occur, expected ids from '
+      f'0; if they count from 1 put "values": {one_based(k - 1)} into '
+      'classes.json',
+    )  # fmt: skip
+
+
+def _mixed_white(source, seen, both):
+  """Some masks of 0 and 255 among others of 0 and 1."""
+  if len(source.class_names) != 2:
+    return
+  with_label = [s for s in seen if s.pixels is not None]
+  white = [s for s in with_label if s.pixels[VOID] and not s.pixels[1]]
+  white = [s.id for s in white if s.pixels[0]]
+  mixed = [s for s in with_label if s.pixels[VOID] and s.pixels[1]]
+  if white and not mixed and both.class_pixels[1]:
+    yield Problem(
+      'note', 'black_and_white', source.name,
+      f'{len(white)} labels hold 0 and 255 ({some(white)}), the others 0 and '
+      '1, and 255 means void, expected one coding; if white is class 1, put '
+      '"values": {"1": 1, "255": 1} into classes.json',
+    )  # fmt: skip
+
+
+def _interpolated(source, seen, both):
+  """Ids that look interpolated in nearly all labels that hold them."""
+  between = [s.between for s in seen if s.between is not None]
+  between = np.array(between, bool).reshape(-1, 256).sum(0)
+  for i in np.flatnonzero(between >= 0.9 * np.maximum(both.class_images, 1)):
+    yield Problem(
+      'note', 'interpolated_ids', source.name,
+      f'{_name(source, i)} occurs only in thin lines between lower and higher '
+      f'ids in {between[i]} of {both.class_images[i]} labels, as after smooth '
+      'resizing, expected a class with an area; see that labels are resized '
+      'with nearest neighbour',
+    )  # fmt: skip
+
+
+def about_images(
+  source: Source, seen: Sequence[Seen], resolution: int | None
+) -> Iterator[Problem]:
+  """Yields notes on images of one colour, and on those to be enlarged."""
+  flat = [s.id for s in seen if s.flat]
+  if flat:
+    yield Problem(
+      'note', 'flat', source.name,
+      f'{len(flat)} of {len(seen)} images have one colour only '
+      f'({some(flat)}), expected pictures; remove them',
+    )  # fmt: skip
+  small = [s.id for s in seen if s.size and min(s.size) < (resolution or 0)]
+  if small:
+    yield Problem(
+      'note', 'small_images', source.name,
+      f'{len(small)} of {len(seen)} images are smaller than the '
+      f'{resolution}x{resolution} of the networks ({some(small)}), expected '
+      'at least that; they are enlarged',
+    )  # fmt: skip
+
+
+def about_shapes(
+  source: Source, seen: Sequence[Seen], severity: str = 'refuse'
+) -> Iterator[Problem]:
+  """Yields which images are not square, if there are any."""
+  sizes = Counter(s.size for s in seen if s.size)
+  oblong = {size: n for size, n in sizes.most_common() if size[0] != size[1]}
+  if oblong:
+    shown = [f'{w}x{h} ({n})' for (h, w), n in oblong.items()]
+    yield Problem(
+      severity, 'not_square', source.name,
+      f'{sum(oblong.values())} of {sizes.total()} images are not square '
+      f'({some(shown)}), expected squares, or a choice of how they become so; '
+      f'set {FIT_CHOICES}',
+    )  # fmt: skip
+
+
+def about_copies(
+  source: Source,
+  seen: Mapping[str, Seen],
+  training: Sequence[str],
+  scored: Sequence[str],
+  allow_leaks: bool = False,
+) -> Iterator[Problem]:
+  """Yields the same, or nearly the same, image in training and scoring.
+
+  Args:
+    source: the data set.
+    seen: what was read, by id; images of one colour do not count.
+    training: ids.
+    scored: ids.
+    allow_leaks: see `config.data.allow_leaks`.
+  """
+  usable = {i: s for i, s in seen.items() if s.size and not s.flat}
+  digests = {id_: s.digest for id_, s in usable.items()}
+  pairs = list(duplicates.same(digests, training, scored))
+  for train, score in pairs:
+    yield Problem(
+      'note' if allow_leaks else 'refuse', 'leak', source.path(score),
+      f'the image is scored, and {source.path(train)} that trains has the '
+      'same pixels, expected different images; remove one, put both in one '
+      'group, or allow it with --config.data.allow_leaks=True',
+    )  # fmt: skip
+  known = set(pairs)
+  near = [p for p in _near(usable, training, scored) if p not in known]
+  for train, score in near[:SHOWN_PAIRS]:
+    yield Problem(
+      'note', 'near_duplicate', source.path(score),
+      f'the image is scored and looks like {source.path(train)}, which '
+      'trains, expected different images; look at both',
+    )  # fmt: skip
+  if len(near) > SHOWN_PAIRS:
+    yield Problem(
+      'note', 'near_duplicate', source.name,
+      f'{len(near)} pairs of scored and training images look alike, expected '
+      f'none; the first {SHOWN_PAIRS} are listed',
+    )  # fmt: skip
+  yield from _repeats(source, usable, digests, training, 'training')
+  yield from _repeats(source, usable, digests, scored, 'scored')
+
+
+def _near(usable, training, scored):
+  left = [id_ for id_ in dict.fromkeys(training) if id_ in usable]
+  right = [id_ for id_ in dict.fromkeys(scored) if id_ in usable]
+  if not left or not right:
+    return []
+  looks = [
+    tuple(map(np.array, zip(*(usable[i].look for i in ids), strict=True)))
+    for ids in (left, right)
+  ]
+  return [(left[a], right[b]) for a, b in duplicates.near_pairs(*looks)]
+
+
+def _repeats(source, usable, digests, ids, what):
+  """The same image twice on one side, with the same or another label."""
+  pairs = list(duplicates.repeats(digests, dict.fromkeys(ids)))
+  if pairs:
+    shown = [f'{b} as {a}' for a, b in pairs]
+    yield Problem(
+      'note', 'duplicates', source.name,
+      f'{len(pairs)} {what} images are the same as others there '
+      f'({some(shown)}), expected different ones; they count twice',
+    )  # fmt: skip
+  for a, b in pairs:
+    labels = usable[a].label_digest, usable[b].label_digest
+    if all(labels) and labels[0] != labels[1]:
+      yield Problem(
+        'note', 'two_labels', source.path(b),
+        f'{source.path(a)} is the same image with another label, expected '
+        'one; look at both',
+      )  # fmt: skip
+
+
+def _name(source, id_):
+  names = source.class_names
+  return repr(names[id_]) if id_ < len(names) else f'id {id_}'
