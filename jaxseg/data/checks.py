@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from jaxseg.data import problems, set_checks
+from jaxseg.data import leaks, problems, set_checks
 from jaxseg.data import splits as data_splits
 from jaxseg.data.examine import Seen, examine
 from jaxseg.data.examples import Examples, num_threads
@@ -82,7 +82,7 @@ def check(
   if not data_config.fit:
     found += set_checks.about_shapes(source, every)
   training = _joined([splits.labelled, splits.unlabelled])
-  found += set_checks.about_copies(
+  found += leaks.about_copies(
     source, seen, training, scored, data_config.allow_leaks
   )
   if report is not None:
@@ -134,8 +134,8 @@ def inspect(
   )
   found += set_checks.about_images(source, every, resolution)
   found += set_checks.about_shapes(source, every, 'note')
-  found += _in_both(source, training, scored)
-  found += set_checks.about_copies(source, seen, training, scored)
+  found += leaks.in_both(source, training, scored)
+  found += leaks.about_copies(source, seen, training, scored)
   return problems.in_order(found), set_checks.statistics(every)
 
 
@@ -220,21 +220,6 @@ def _training(source):
 
 def _is_scored(name):
   return name in ('val', 'test') or name.startswith('ood')
-
-
-def _in_both(source, training, scored) -> Iterator[Problem]:
-  """An image, or images of one group, in training and in scoring."""
-  trains = set(training)
-  groups = {source.groups[id_] for id_ in training if id_ in source.groups}
-  for id_ in scored:
-    group = source.groups.get(id_)
-    if id_ in trains or group in groups:
-      what = 'the image' if id_ in trains else f'its group {group!r}'
-      yield Problem(
-        'refuse', 'leak', source.path(id_),
-        f'{what} is both in a split that trains and in one that is scored, '
-        'expected one side; correct splits.json',
-      )  # fmt: skip
 
 
 def _check_config(source, splits, data_config):

@@ -1,12 +1,11 @@
 """What is wrong with a data set as a whole, once all its files were read."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxseg.data import duplicates
 from jaxseg.data.examine import Seen, one_based
 from jaxseg.data.images import VOID
 from jaxseg.data.problems import Problem, some
@@ -14,7 +13,6 @@ from jaxseg.data.source import Source
 
 MAX_EMPTY = 0.9  # share of labels that may be all 0
 DOMINANT = 0.999  # share of the pixels of one class
-SHOWN_PAIRS = 100
 FIT_CHOICES = (
   '--config.data.fit=crop (the centre), pad (with void) or squeeze (sides '
   'scaled apart)'
@@ -224,82 +222,6 @@ def about_shapes(
       f'({some(shown)}), expected squares, or a choice of how they become so; '
       f'set {FIT_CHOICES}',
     )  # fmt: skip
-
-
-def about_copies(
-  source: Source,
-  seen: Mapping[str, Seen],
-  training: Sequence[str],
-  scored: Sequence[str],
-  allow_leaks: bool = False,
-) -> Iterator[Problem]:
-  """Yields the same, or nearly the same, image in training and scoring.
-
-  Args:
-    source: the data set.
-    seen: what was read, by id; images of one colour do not count.
-    training: ids.
-    scored: ids.
-    allow_leaks: see `config.data.allow_leaks`.
-  """
-  usable = {i: s for i, s in seen.items() if s.size and not s.flat}
-  digests = {id_: s.digest for id_, s in usable.items()}
-  pairs = list(duplicates.same(digests, training, scored))
-  for train, score in pairs:
-    yield Problem(
-      'note' if allow_leaks else 'refuse', 'leak', source.path(score),
-      f'the image is scored, and {source.path(train)} that trains has the '
-      'same pixels, expected different images; remove one, put both in one '
-      'group, or allow it with --config.data.allow_leaks=True',
-    )  # fmt: skip
-  known = set(pairs)
-  near = [p for p in _near(usable, training, scored) if p not in known]
-  for train, score in near[:SHOWN_PAIRS]:
-    yield Problem(
-      'note', 'near_duplicate', source.path(score),
-      f'the image is scored and looks like {source.path(train)}, which '
-      'trains, expected different images; look at both',
-    )  # fmt: skip
-  if len(near) > SHOWN_PAIRS:
-    yield Problem(
-      'note', 'near_duplicate', source.name,
-      f'{len(near)} pairs of scored and training images look alike, expected '
-      f'none; the first {SHOWN_PAIRS} are listed',
-    )  # fmt: skip
-  yield from _repeats(source, usable, digests, training, 'training')
-  yield from _repeats(source, usable, digests, scored, 'scored')
-
-
-def _near(usable, training, scored):
-  left = [id_ for id_ in dict.fromkeys(training) if id_ in usable]
-  right = [id_ for id_ in dict.fromkeys(scored) if id_ in usable]
-  if not left or not right:
-    return []
-  looks = [
-    tuple(map(np.array, zip(*(usable[i].look for i in ids), strict=True)))
-    for ids in (left, right)
-  ]
-  return [(left[a], right[b]) for a, b in duplicates.near_pairs(*looks)]
-
-
-def _repeats(source, usable, digests, ids, what):
-  """The same image twice on one side, with the same or another label."""
-  pairs = list(duplicates.repeats(digests, dict.fromkeys(ids)))
-  if pairs:
-    shown = [f'{b} as {a}' for a, b in pairs]
-    yield Problem(
-      'note', 'duplicates', source.name,
-      f'{len(pairs)} {what} images are the same as others there '
-      f'({some(shown)}), expected different ones; they count twice',
-    )  # fmt: skip
-  for a, b in pairs:
-    labels = usable[a].label_digest, usable[b].label_digest
-    if all(labels) and labels[0] != labels[1]:
-      yield Problem(
-        'note', 'two_labels', source.path(b),
-        f'{source.path(a)} is the same image with another label, expected '
-        'one; look at both',
-      )  # fmt: skip
 
 
 def _name(source, id_):
