@@ -172,3 +172,10 @@ def test_real_pictures(root, shared):
   for name, (image, label) in expected.items():
     np.testing.assert_array_equal(source.image(name)[..., 0], image)
     np.testing.assert_array_equal(source.label(name), label)
+
+
+def test_masks_of_different_sizes_are_named(root):
+  path = root / 'scratch/fold1/masks/left lung/JPCLN001.gif'
+  save(path, bars(9, 10)[:512])
+  with pytest.raises(UserError, match='JPCLN001.gif.* 1024x1024'):
+    prepare(root, allow_partial=True)
