@@ -39,8 +39,6 @@ DENSE = ((0, 0), (1, 1), (2, 2), (3, 3))
 SCRIBBLES = (*DENSE, (4, 255))
 CLASS_NAMES = ('background', 'right ventricle', 'myocardium', 'left ventricle')
 BRIGHTNESS = Intensity('percentile', (0, 99))
-PATIENTS = {'train': 100, 'test': 50}
-SLICES = {'train': 1902, 'test': 1076}
 
 
 @dataclasses.dataclass
@@ -69,15 +67,16 @@ class ACDC(parts.Builder, skip_registration=True):
       description='Patients 1 to 100 train; 101 to 150 are scored.',
       class_names=CLASS_NAMES,
       channels=1,
-      optional=SLICES,
-      patients=PATIENTS,
+      counts={'train': 1902},
+      optional={'test': 1076},
+      patients={'train': 100, 'test': 50},
     ),
     Config(
       name='ssl4mis',
       description='70, 10 and 20 of the patients 1 to 100, as in SSL4MIS.',
       class_names=CLASS_NAMES,
       channels=1,
-      optional={'train': 1312},
+      counts={'train': 1312},
       patients={'train': 70, 'val': 10, 'test': 20},
       val=(2, 19, 28, 30, 39, 45, 78, 82, 85, 87),
       test=(

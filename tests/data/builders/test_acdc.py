@@ -139,12 +139,25 @@ def test_missing_scribbles_are_named(root):
     builder.check(root, allow_partial=True)
 
 
-def test_counts(root):
+def test_counts(root, monkeypatch):
   write_patient(root, 1)
   builder = prepared.find_builder('acdc')
-  expected = "6 examples in 'train', not 1902; 1 patients in 'train', not 100"
+  with pytest.raises(UserError, match="6 in 'train' instead of 1902"):
+    builder.check(root, allow_partial=False)
+  monkeypatch.setitem(builder.builder_config.counts, 'train', 6)
+  with pytest.raises(UserError, match="1 patients in 'train', not 100"):
+    builder.check(root, allow_partial=False)
+  monkeypatch.setitem(builder.builder_config.patients, 'train', 1)
+  assert builder.check(root, allow_partial=False) == {'train': 6}
+  write_patient(root, 101, testing=True)
+  expected = "6 examples in 'test', not 1076; 1 patients in 'test', not 50"
   with pytest.raises(UserError, match=expected):
     builder.check(root, allow_partial=False)
+
+
+def test_missing_parts_are_named(root):
+  write_patient(root, 1)
+  builder = prepared.find_builder('acdc')
   with pytest.raises(UserError, match='nowhere/training: .*creatis'):
     builder.scan(root / 'nowhere')
   (root / 'training/patient001/patient001_frame12.nii.gz').unlink()
