@@ -319,8 +319,9 @@ def _define_flags(to=flags.FLAGS):
   many = flags.DEFINE_list
   define(many, 'splits', None, "E.g. test,ood; default: the config's.")
   define(many, 'systems', None, 'Rows of the table to compute; default: all.')
-  define(many, 'ood_sources', None, 'Further sets to score: NAME=SOURCE.')
-  define(many, 'ood_classes', None, 'Their classes: NAME:theirs=ours.')
+  several = flags.DEFINE_multi_string  # class names may hold commas
+  define(several, 'ood_sources', None, 'A further set to score: NAME=SOURCE.')
+  define(several, 'ood_classes', None, 'Its classes: NAME:theirs=ours,...')
   define(flags.DEFINE_bool, 'refine', None, 'Score test-time optimisation.')
   define(flags.DEFINE_bool, 'overwrite', False, 'Do everything anew.')
   whole = flags.DEFINE_integer

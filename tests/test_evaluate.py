@@ -375,6 +375,63 @@ def test_command(tmp_path, monkeypatch, capsys):
   assert 'config.json' in capsys.readouterr().err
 
 
+def test_pixels_that_were_not_seen_are_not_scored(tmp_path):
+  config = _config()
+  config.data.fit = 'crop'
+  source, splits = _source()
+
+  def wide(function):
+    return lambda id_: np.concatenate([function(id_)] * 3, 1)
+
+  three = source._replace(
+    image=wide(source.image), label=wide(source.label), cache={}
+  )
+  data = three, splits
+  scores = _evaluate(tmp_path / 'a', _trained(config=config), data)
+  expected = _evaluate(tmp_path / 'b')  # the square in the middle alone
+  for system in ('U-Net', 'Ours-NO', 'majority class'):
+    np.testing.assert_array_equal(
+      scores['test'][system]['confusion_matrix'],
+      expected['test'][system]['confusion_matrix'],
+    )
+
+
+def test_further_ood_sources(tmp_path, monkeypatch):
+  """A set named on the command line is scored in the classes of training."""
+  _workdir(tmp_path)
+  main_set, _ = _source()
+  other = tmp_path / 'other'
+  for kind in ('images', 'labels'):
+    (other / kind).mkdir(parents=True)
+  for i in range(2):
+    label = np.zeros((SIDE, SIDE), np.uint8)
+    label[2:6, i : i + 4] = 1
+    image = np.where(label, 220, 30).astype(np.uint8)
+    Image.fromarray(image).save(other / f'images/{i}.png')
+    Image.fromarray(1 - label).save(other / f'labels/{i}.png')
+  (other / 'classes.json').write_text('{"classes": ["lungs", "air"]}')
+  opened = sources._open
+  monkeypatch.setattr(
+    sources, '_open',
+    lambda spec, *args: (
+      main_set if spec == 'folder:nowhere' else opened(spec, *args)
+    ),
+  )  # fmt: skip
+  monkeypatch.setattr(workdir, 'load', lambda w: _trained())
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  evaluate._define_flags(values)
+  args = [
+    f'--workdir={tmp_path}', '--splits=ood_new', '--norefine',
+    f'--ood_sources=new=folder:{other}',
+    f'--ood_classes=new:lungs={NAMES[1]},air=background',
+  ]  # fmt: skip
+  evaluate.main(values(['evaluate', *args]))
+  stored = json.loads((tmp_path / 'evaluation/metrics.json').read_text())
+  scores = stored['results']['ood_new']['U-Net']['scores']
+  assert scores['images'] == 2 and scores['miou'] == 1
+
+
 def test_module_runs():
   done = subprocess.run(
     [sys.executable, '-m', 'jaxseg.evaluate', '--splits=test'],

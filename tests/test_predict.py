@@ -237,6 +237,7 @@ def test_fingerprint_sees_weights_and_step():
 
 def test_predict_images_in_memory():
   trained = _trained(refined_at=0.5)
+  trained.config.data.fit = 'squeeze'
   images = [_image(0), _image(1, (SIDE, SIDE, 3)), np.full((40, 16), 180, 'u1')]
   grey = np.repeat(images[1][..., :1], 3, -1)
   results = predict.predict_images(trained, [images[0], grey, images[2]])
@@ -253,6 +254,46 @@ def test_predict_images_in_memory():
   assert predict.predict_images(trained, []) == []
   with pytest.raises(TypeError, match='float32'):
     predict.predict_images(trained, [np.zeros((8, 8), np.float32)])
+
+
+@pytest.mark.parametrize('policy', ['crop', 'pad', ''])
+def test_images_that_are_not_square(policy, folders):
+  """The answer lies where the image showed it; void where it was not seen."""
+  trained = _trained()
+  trained.config.data.fit = policy
+  image = np.full((SIDE, 3 * SIDE), 30, np.uint8)
+  image[:, SIDE : 2 * SIDE] = 220
+  ((mask, probabilities),) = predict.predict_images(trained, [image])
+  expected = (image > 127).astype(np.uint8)
+  if policy == 'crop':
+    expected[:, :SIDE] = expected[:, 2 * SIDE :] = 255
+    assert (probabilities[:, 0] == 0.5).all()
+    np.testing.assert_array_equal(mask, expected)
+  else:  # at an eighth of the size, give or take a pixel
+    assert (mask == expected).mean() > 0.8 and mask[SIDE // 2, SIDE + 4] == 1
+  np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+  source, output = folders
+  Image.fromarray(image).save(source / 'wide.png')
+  predict.predict_folder(trained, source, output)
+  np.testing.assert_array_equal(Image.open(output / 'wide.png'), mask)
+  (row,) = _rows(output)
+  shares = [float(row[f'fraction_{name}']) for name in trained.class_names]
+  assert abs(sum(shares) - (mask != 255).mean()) < 1e-5
+
+
+def test_deep_images_are_read_as_in_training(folders):
+  source, output = folders
+  values = np.where(_image(0) > 127, 1200, 100).astype(np.uint16)
+  Image.fromarray(values).save(source / 'ct.png')
+  trained = _trained()
+  trained.config.data.intensity.mode = 'window'
+  trained.config.data.intensity.window = (0.0, 3000.0)
+  predict.predict_folder(trained, source, output)
+  assert not np.asarray(Image.open(output / 'ct.png')).any()  # 1200 is dark
+  trained.config.data.intensity.window = (0.0, 1500.0)
+  (output / 'predictions.csv').unlink()
+  predict.predict_folder(trained, source, output)
+  np.testing.assert_array_equal(Image.open(output / 'ct.png'), values > 1000)
 
 
 def test_probabilities_are_resized_before_the_arg_max():

@@ -92,7 +92,7 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
     ood={name: splits[name] for name in ood},
     hash='',
   )
-  _refuse_leaks(source, result)
+  _refuse_leaks(source, result, data_config.allow_leaks)
   return rehash(result)
 
 
@@ -130,7 +130,10 @@ def load_splits(path: str | os.PathLike) -> Splits:
     fields = {k: tuple(content[k]) for k in Splits._fields[:4]}
     ood = {name: tuple(ids) for name, ids in content['ood'].items()}
     splits = Splits(
-      **fields, ood=ood, hash=content['hash'], content=content.get('content', '')
+      **fields,
+      ood=ood,
+      hash=content['hash'],
+      content=content.get('content', ''),
     )
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
@@ -338,9 +341,13 @@ def _fair_order(shown, total, n):
   return order + list(range(len(shown), total))
 
 
-def _refuse_leaks(source, splits):
-  """Refuses an id or a group both in training and in scoring."""
-  training = set(splits.labelled) | set(splits.unlabelled)
+def _refuse_leaks(source, splits, allow):
+  """Refuses an id or a group both in training and in scoring.
+
+  `allow` admits groups and, as in transductive learning, scored images
+  without their labels; never labels that are scored.
+  """
+  training = set(splits.labelled) | (set() if allow else set(splits.unlabelled))
   groups = {source.groups.get(id_, id_) for id_ in training}
   scored = {'val': splits.val, 'test': splits.test} | splits.ood
   for name, ids in scored.items():
@@ -349,13 +356,17 @@ def _refuse_leaks(source, splits):
       raise UserError(
         f'{source.name}: {len(both)} images of split {name!r} also train '
         f'(first {source.path(both[0])}), expected disjoint splits; correct '
-        'splits.json, --config.data.unlabelled or --config.data.ood'
+        'splits.json, --config.data.unlabelled or --config.data.ood, or let '
+        'images without their labels cross with --config.data.allow_leaks'
       )
+    if allow:
+      continue
     crossing = [i for i in ids if source.groups.get(i, i) in groups]
     if crossing:
       group = source.groups.get(crossing[0], crossing[0])
       raise UserError(
         f'{source.name}: group {group!r} is both in training and in split '
         f'{name!r} ({source.path(crossing[0])}), expected each patient or '
-        'sequence on one side; correct splits.json'
+        'sequence on one side; correct splits.json, or set '
+        '--config.data.allow_leaks'
       )

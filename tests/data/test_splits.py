@@ -335,3 +335,23 @@ def test_a_workdir_keeps_its_images(config, tmp_path):
     splits.refuse_other(path, fewer)
   with pytest.raises(UserError, match='pixels of some images'):
     splits.refuse_other(path, s._replace(content='b2'))
+
+
+def test_leaks_that_are_allowed(config):
+  """Scored images without labels and groups may cross; scored labels never."""
+  groups = {IDS[0]: 'g', IDS[60]: 'g'}
+  parts = dict(train=IDS[:50], test=IDS[60:90], val=IDS[90:95])
+  source = make_source(PLAIN, groups=groups, pool=IDS[60:70], **parts)
+  with pytest.raises(UserError, match="group 'g' is both"):
+    splits.make_splits(source, config.data, 0)
+  config.data.unlabelled = ('pool',)
+  with pytest.raises(UserError, match='10 images of split .test. also train'):
+    splits.make_splits(source, config.data, 0)
+  config.data.allow_leaks = True
+  s = splits.make_splits(source, config.data, 0)
+  assert set(s.test) & set(s.unlabelled) == set(IDS[60:70])
+  config.data.unlabelled = ()
+  parts['test'] = IDS[40:90]
+  source = make_source(PLAIN, budgets={'4': IDS[40:44]}, **parts)
+  with pytest.raises(UserError, match='4 images of split .test. also train'):
+    splits.make_splits(source, config.data, 0)
