@@ -71,7 +71,7 @@ def check(
   found = [*source.problems]
   found += itertools.chain.from_iterable(s.problems for s in seen.values())
   bad = {i for i in splits.unlabelled if i not in strict and not seen[i].size}
-  found += _too_many_bad(source, splits, bad, data_config)
+  found += _too_many_bad(source, splits, bad, found, data_config)
   found += set_checks.about_labels(
     source,
     [s for i, s in seen.items() if i in labelled],
@@ -140,14 +140,18 @@ def inspect(
 
 
 def tell(found: Sequence[Problem], report: str | os.PathLike | None) -> None:
-  """Prints what was found to stderr, a line for each sort."""
+  """Prints what was found to stderr, the first two of each sort."""
   by_kind = {}
   for problem in problems.in_order(found):
     by_kind.setdefault((problem.severity, problem.kind), []).append(problem)
-  for (severity, _), group in list(by_kind.items())[:LINES_SHOWN]:
-    word = {'skip': 'left out: '}.get(severity, '')
-    more = f' (and {len(group) - 1} more like it)' if len(group) > 1 else ''
-    print(f'jaxseg: {word}{group[0]}{more}', file=sys.stderr)
+  lines = []
+  for (severity, _), group in by_kind.items():
+    word = 'left out: ' * (severity == 'skip')
+    lines += [f'{word}{problem}' for problem in group[:2]]
+    if len(group) > 2:
+      lines[-1] += f' (and {len(group) - 2} more like these)'
+  for line in lines[:LINES_SHOWN]:
+    print(f'jaxseg: {line}', file=sys.stderr)
   if report is not None and found:
     print(f'jaxseg: all is listed in {report}', file=sys.stderr)
 
@@ -167,17 +171,19 @@ def _look_through(source, roles, resolution, keep=None) -> dict[str, Seen]:
     return {seen.id: seen for seen in results}
 
 
-def _too_many_bad(source, splits, bad, data_config) -> Iterator[Problem]:
+def _too_many_bad(source, splits, bad, found, data_config) -> Iterator[Problem]:
   """Refuses when more unlabelled images are bad than may be."""
   never = sum(p.severity == 'skip' for p in source.problems)
   total, allowed = len(splits.unlabelled) + never, data_config.max_bad_fraction
   count = len(bad) + never
   if count > allowed * total:
+    first = next(p for p in found if p.severity == 'skip')
     yield Problem(
       'refuse', 'too_many_bad', source.name,
-      f'{count} of {total} unlabelled images cannot be used, expected at most '
-      f'{allowed:.2%} (config.data.max_bad_fraction); mend or remove them, or '
-      f'set --config.data.max_bad_fraction={min(1, 1.01 * count / total):.2g}',
+      f'{count} of {total} unlabelled images cannot be used (first {first}), '
+      f'expected at most {allowed:.2%} (config.data.max_bad_fraction); mend '
+      'or remove them, or set --config.data.max_bad_fraction='
+      f'{min(1, 1.01 * count / total):.2g}',
     )  # fmt: skip
 
 
