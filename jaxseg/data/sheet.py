@@ -154,7 +154,11 @@ def _about(statistics):
     return ', '.join(shown) + (f' and {more:,} more' if more > 0 else '')
 
   sizes = text(statistics.sizes, lambda size: f'{size[1]}x{size[0]}')
-  rows = [(f'sizes (width x height): {sizes or "none"}', 13, INK)]
+  counted = f'{statistics.images:,} images, {statistics.labels:,} labels'
+  rows = [
+    (f'counted: {counted}', 13, INK),
+    (f'sizes (width x height): {sizes or "none"}', 13, INK),
+  ]
   if statistics.modes:
     rows.append((f'modes: {text(statistics.modes, str)}', 13, INK))
   return _lines(rows)
