@@ -63,6 +63,7 @@ def prepare(
   *,
   allow_partial: bool = False,
   overwrite: bool = False,
+  max_side: int = 0,
 ) -> Path:
   """Writes a public set as ArrayRecord files, whole or not at all.
 
@@ -72,6 +73,9 @@ def prepare(
     data_dir: see `root_folder`.
     allow_partial: take what is there when the counts are not the official.
     overwrite: do it anew where it is done.
+    max_side: reduce larger images, and their labels, to this many pixels; 0:
+      keep them as they are. Training reads smaller files faster, but the
+      labels that are scored are the reduced ones.
 
   Returns:
     The folder of the prepared set.
@@ -83,7 +87,15 @@ def prepare(
 
   builder = find_builder(spec, data_dir)
   folder = Path(builder.data_dir)
+  builder.max_side = max_side
   if (folder / INDEX).exists() and not overwrite:
+    before = json.loads((folder / INDEX).read_text('utf-8'))['max_side']
+    if before != max_side:
+      raise UserError(
+        f'{folder}: {spec} is prepared with --max_side={before}, and '
+        f'--max_side={max_side} was asked for, expected the same; add '
+        '--overwrite to write it anew'
+      )
     return folder
   if folder.exists() and not overwrite:
     # It was interrupted between the records and their index.
@@ -100,11 +112,13 @@ def prepare(
   if folder.exists():
     shutil.rmtree(folder)
     builder = find_builder(spec, data_dir)
+    builder.max_side = max_side
   with _plain_errors(spec):
     builder.download_and_prepare(
       file_format='array_record',
       download_config=tfds.download.DownloadConfig(manual_dir=str(manual_dir)),
     )
+  _records.cache_clear()
   _write_index(builder, folder)
   return folder
 
@@ -163,7 +177,7 @@ def open_prepared(
     palette=palette,
     channels=channels,
     splits={name: tuple(p['ids']) for name, p in index['splits'].items()},
-    budgets={},
+    budgets=_budgets(index),
     groups={id_: lookup(id_, 'groups') for id_ in where},
     image=lambda id_: images.decode_image(
       read(id_, 'image'), f'{spec}:{id_}', channels, intensity or Intensity()
@@ -175,6 +189,16 @@ def open_prepared(
     classes_in=classes_in,
     licence=index['licence'],
   )
+
+
+def _budgets(index):
+  """Returns the ids of the published choices of groups."""
+  train = index['splits'].get('train', {'ids': (), 'groups': ()})
+  pairs = list(zip(train['ids'], train['groups'], strict=True))
+  return {
+    number: tuple(id_ for id_, group in pairs if group in groups)
+    for number, groups in index['budgets'].items()
+  }
 
 
 @functools.lru_cache(maxsize=64)
@@ -205,6 +229,8 @@ def _write_index(builder, folder):
     'class_names': config.class_names,
     'palette': config.palette,
     'licence': builder.LICENCE,
+    'budgets': config.budgets,
+    'max_side': builder.max_side,
     'splits': splits,
   }
   text = json.dumps(index, separators=(',', ':'))

@@ -21,7 +21,12 @@ class Cells(base.Builder):
 
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [
-    base.Config(name='both', class_names=NAMES, counts={'train': 3}),
+    base.Config(
+      name='both',
+      class_names=NAMES,
+      counts={'train': 3},
+      budgets={'1': ('d1',)},
+    ),
     base.Config(name='cells', class_names=NAMES[:2], counts={'train': 3}),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = 'Get cells.zip from the cell bank.'
@@ -75,6 +80,7 @@ def test_what_was_written_is_read(cells, tmp_path):
   assert source.groups == {
     'd1_a': 'd1', 'd1_b': 'd1', 'd2_a': 'd2', 'drawn': 'drawn',
   }  # fmt: skip
+  assert source.budgets == {'1': ('d1_a', 'd1_b')}
   for i, name in enumerate(source.splits['train']):
     photo = np.asarray(Image.open(cells / f'photo_{name}.jpg'))
     np.testing.assert_array_equal(source.image(name), photo)  # the same JPEG
@@ -136,6 +142,22 @@ def test_wrong_files_leave_nothing_behind(cells, tmp_path):
   assert not prepared.is_prepared('cells', str(tmp_path))
 
 
+def test_large_images_are_reduced(cells, tmp_path):
+  data_dir = str(tmp_path)
+  prepared.prepare('cells', cells, data_dir, max_side=5)
+  source = prepared.open_prepared('cells', 3, data_dir=data_dir)
+  assert source.image('d1_b').shape == (4, 5, 3)
+  label = source.label('d1_b')
+  assert label.shape == (4, 5) and (label[1:] == 1).all()
+  assert source.image('drawn').shape == (4, 5, 3)  # it was 5 x 7
+  with pytest.raises(UserError, match='--max_side=5, and --max_side=0 was ask'):
+    prepared.prepare('cells', cells, data_dir)
+  prepared.prepare('cells', cells, data_dir, overwrite=True)
+  assert prepared.open_prepared('cells', 3, data_dir=data_dir).image(
+    'd1_b'
+  ).shape == (8, 10, 3)
+
+
 def test_unknown_names(cells, tmp_path):
   with pytest.raises(UserError, match="'sells' is no data set .* cells"):
     prepared.prepare('sells', cells, str(tmp_path))
@@ -160,4 +182,5 @@ def test_every_builder_says_what_a_user_needs(name):
     k = len(config.class_names)
     assert k >= 2 and len(set(config.class_names)) == k
     assert len(config.palette) in (0, k) and config.channels in (1, 3)
-    assert config.counts and config.description
+    assert config.counts or config.patients
+    assert config.description

@@ -21,7 +21,7 @@ volume being white.
 
 Patients are kept whole. Splits other than the official are those of released
 code: 'ssl4mis' of SSL4MIS, on which UA-MT, CPS, BCP, UniMatch, ... are
-compared (its 3, 7 labelled patients are 38, 50, 99 and also 21, 49, 58, 100);
+compared (its 3 and 7 labelled patients with --config.data.labelled_by=group);
 'scribbles' of the scribbles' authors (split0). Mondal et al. (2019) drew
 single slices, so that patients are on both sides: that is not copied.
 """
@@ -56,6 +56,10 @@ class Config(parts.Config):
   scribbles: bool = False
 
 
+def _patients(*numbers):
+  return tuple(f'patient{number:03d}' for number in numbers)
+
+
 class ACDC(parts.Builder, skip_registration=True):
   """See the module."""
 
@@ -83,6 +87,10 @@ class ACDC(parts.Builder, skip_registration=True):
         *(1, 7, 8, 11, 13, 22, 24, 33, 52, 59),
         *(64, 65, 66, 68, 75, 80, 81, 83, 84, 93),
       ),
+      budgets={
+        '3': _patients(38, 50, 99),
+        '7': _patients(38, 50, 99, 21, 49, 58, 100),
+      },
     ),
     Config(
       name='scribbles',

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxseg.errors import DataError, UserError
 
@@ -47,12 +47,15 @@ class Config(tfds.core.BuilderConfig):
     palette: RGB colour of each class; (): PASCAL VOC's.
     channels: 1 (grey) or 3 (RGB).
     counts: the number of examples of each split in the complete set.
+    budgets: published choices of few labelled groups of 'train', by their
+      number; used with config.data.labelled_by='group'.
   """
 
   class_names: tuple[str, ...] = ()
   palette: tuple[tuple[int, int, int], ...] = ()
   channels: int = 3
   counts: dict[str, int] = dataclasses.field(default_factory=dict)
+  budgets: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -67,18 +70,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     CITATION: BibTeX.
     MANUAL_DOWNLOAD_INSTRUCTIONS: where to get which archives, under which
       terms, and the layout that --manual_dir must have once they are unpacked.
+    max_side: larger images are written reduced to this, in pixels; 0: none.
   """
 
   TITLE = ''
   HOMEPAGE = ''
   LICENCE = ''
   CITATION = ''
+  max_side = 0
 
   def scan(self, root: Path) -> dict[str, list[Record]]:
     """Lists the examples of each split; opens no pixel data.
 
-    Splits are named as `jaxseg.data.splits` wants them: 'train', 'val' and
-    'test' where the publisher gives them, else 'all' (drawn later);
+    Splits are named as `jaxseg.data.splits` wants them: 'train', and 'val' and
+    'test' where the publisher gives them (else they are drawn later);
     'unlabelled' or 'unlabelled_x'; 'ood_x' for other domains.
 
     Args:
@@ -215,6 +220,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         f'{strange[:5].tolist()}, expected 0 to {k - 1} and 255; download the '
         'files again'
       )
+    if 0 < self.max_side < max(width, height):
+      image, label = _reduced(image, label, self.max_side)
     return {
       'id': record.id,
       'group': record.group or record.id,
@@ -222,6 +229,26 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       'image': image,
       'label': _png(label),
     }
+
+
+def _reduced(file, label, side):
+  """Returns (image file, label) with a longer side of `side` pixels.
+
+  The image by Lanczos, the label by nearest neighbour; what was a JPEG stays
+  one, of quality 95.
+  """
+  with Image.open(file) as opened:
+    kind, image = opened.format, ImageOps.exif_transpose(opened)
+  width, height = (round(n * side / max(image.size)) for n in image.size)
+  size = max(width, 1), max(height, 1)
+  if image.mode in ('1', 'P'):  # which cannot be averaged
+    image = image.convert('RGB')
+  data = io.BytesIO()
+  image = image.resize(size, Image.Resampling.LANCZOS)
+  image.save(data, 'JPEG' if kind == 'JPEG' else 'PNG', quality=95)
+  data.seek(0)
+  label = Image.fromarray(label).resize(size, Image.Resampling.NEAREST)
+  return data, np.asarray(label)
 
 
 def _png(array):
