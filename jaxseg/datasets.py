@@ -230,9 +230,9 @@ def _define_flags(to=flags.FLAGS):
         'config', jaxseg_config.default(), flag_values=to, lock_config=True
       )
     except (AttributeError, KeyError) as error:
+      field = str(error).strip('"\'')
       raise UserError(
-        f'--config has no field {error.args[0]}, expected one of '
-        'jaxseg/config.py, '
+        f'--config has no field {field!r}, expected one of jaxseg/config.py, '
         'such as --config.data.channels=1; correct it'
       ) from error
   string, whole = flags.DEFINE_string, flags.DEFINE_integer

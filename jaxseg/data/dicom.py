@@ -1,20 +1,22 @@
 """DICOM series and multi-frame files through pydicom."""
 
+import contextlib
 import functools
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxseg.data.dicom_geometry import Frame, arrange
 from jaxseg.data.stacks import Stack, require, stamp
-from jaxseg.errors import DataError
+from jaxseg.errors import DataError, UserError
 
 SUFFIXES = ('.dcm', '.dicom', '.ima')
 DECODERS = 'pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg'
+MAX_FRAMES = 100_000
 SHOWN = 5
 
 # Files bend the standard in a hundred harmless ways, each with a warning.
@@ -40,17 +42,23 @@ def open_stack(path: pathlib.Path) -> Stack:
       colours, a compression without a decoder, damaged headers.
   """
   pydicom = require('pydicom', path)
-  stamps, datasets, others = [], {}, []
+  stamps, datasets, others, frames, series = [], [], [], [], {}
   for file in _files(path):
     if not file.is_file():
       others.append(file.name)
       continue
     stamps.append(stamp(file))
-    dataset = _header(pydicom, file)
-    if dataset is None:
-      others.append(file.name)
-    else:
-      datasets[file] = dataset
+    with _reading(file):  # values are parsed when they are asked for
+      dataset = _header(pydicom, file)
+      if dataset is None:
+        others.append(file.name)
+        continue
+      _check_pixels(pydicom, file, dataset)
+      frames += _frames(file, dataset)
+      datasets.append(dataset)
+      uid = str(dataset.get('SeriesInstanceUID', ''))
+      about = str(dataset.get('SeriesDescription', 'no description'))
+      series.setdefault(uid, []).append(about)
   if not datasets:
     raise DataError(
       f'{path}: there is no DICOM image here (found '
@@ -58,16 +66,12 @@ def open_stack(path: pathlib.Path) -> Stack:
       'them here',
       kind='not_a_volume',
     )
-  _check_series(path, datasets)
-  frames = []
-  for file, dataset in datasets.items():
-    _check_pixels(pydicom, file, dataset)
-    frames += _frames(file, dataset)
+  _check_series(path, series)
   frames, affine, notes = arrange(path, frames)
   others = [name for name in others if name != 'DICOMDIR']
   if others:
     notes.append(f'what is no DICOM image is left out: {_some(others)}')
-  if _inverted(*datasets.values()):
+  if _inverted(*datasets):
     notes.append('MONOCHROME1 (low values bright): the values are inverted')
   return Stack(
     key=(str(path), *stamps),
@@ -101,21 +105,18 @@ def _has_magic(path):
 
 def _header(pydicom, path):
   """Returns an image's header; None: a report, or no DICOM at all."""
-  try:
-    magic = _has_magic(path)
-    # Files from before 1996 lack the magic number: their names must tell.
-    if not magic and not path.name.lower().endswith(SUFFIXES):
-      return None
-    dataset = _load(pydicom, path, force=not magic, stop_before_pixels=True)
-    if 'Rows' in dataset and 'Columns' in dataset:
-      return dataset
-    meta = dataset.file_meta.get('MediaStorageSOPClassUID')
-    uid = dataset.get('SOPClassUID', meta)
-    if uid is None or 'Image Storage' in uid.name:
-      raise EOFError('it says nothing of an image')
+  magic = _has_magic(path)
+  # Files from before 1996 lack the magic number: their names must tell.
+  if not magic and not path.name.lower().endswith(SUFFIXES):
     return None
-  except Exception as error:  # pydicom raises a dozen kinds
-    raise _damaged(path, error) from error
+  dataset = _load(pydicom, path, force=not magic, stop_before_pixels=True)
+  if 'Rows' in dataset and 'Columns' in dataset:
+    return dataset
+  meta = dataset.file_meta.get('MediaStorageSOPClassUID')
+  uid = dataset.get('SOPClassUID', meta)
+  if uid is None or 'Image Storage' in uid.name:
+    raise EOFError('it says nothing of an image')
+  return None
 
 
 def _load(pydicom, path, **options):
@@ -123,6 +124,17 @@ def _load(pydicom, path, **options):
   if 'TransferSyntaxUID' not in dataset.file_meta:
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
   return dataset
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever pydicom and its decoders raise into a `DataError`."""
+  try:
+    yield
+  except (UserError, MemoryError):
+    raise
+  except Exception as error:
+    raise _damaged(path, error) from error
 
 
 def _damaged(path, error):
@@ -140,12 +152,7 @@ def _damaged(path, error):
   )
 
 
-def _check_series(path, datasets):
-  series = {}
-  for dataset in datasets.values():
-    uid = str(dataset.get('SeriesInstanceUID', ''))
-    text = str(dataset.get('SeriesDescription', 'no description'))
-    series.setdefault(uid, []).append(text)
+def _check_series(path, series):
   if len(series) > 1:
     found = [
       f'{len(texts)} files of {uid or "no UID"} ({texts[0]})'
@@ -199,29 +206,29 @@ def _frames(path, dataset):
     return value if np.all(np.isfinite(value)) else None
 
   frames = []
-  try:
-    for i in range(int(dataset.get('NumberOfFrames') or 1)):
-      place = _group(dataset, i, 'PlanePositionSequence')
-      turn = _group(dataset, i, 'PlaneOrientationSequence')
-      measures = _group(dataset, i, 'PixelMeasuresSequence')
-      directions = vector(turn, 'ImageOrientationPatient', 6)
-      spacing = vector(measures, 'PixelSpacing', 2)
-      if spacing is not None and not np.all(spacing > 0):
-        spacing = None
-      number = dataset.get('InstanceNumber')
-      frames.append(
-        Frame(
-          path=path,
-          index=i,
-          number=None if number is None else int(number),
-          position=vector(place, 'ImagePositionPatient', 3),
-          directions=None if directions is None else directions.reshape(2, 3),
-          spacing=spacing,
-          size=(int(dataset.Rows), int(dataset.Columns)),
-        )
+  number = dataset.get('InstanceNumber')
+  count = int(dataset.get('NumberOfFrames') or 1)
+  if not 0 < count <= MAX_FRAMES:
+    raise ValueError(f'{count} frames')
+  for i in range(count):
+    place = _group(dataset, i, 'PlanePositionSequence')
+    turn = _group(dataset, i, 'PlaneOrientationSequence')
+    measures = _group(dataset, i, 'PixelMeasuresSequence')
+    directions = vector(turn, 'ImageOrientationPatient', 6)
+    spacing = vector(measures, 'PixelSpacing', 2)
+    if spacing is not None and not np.all(spacing > 0):
+      spacing = None
+    frames.append(
+      Frame(
+        path=path,
+        index=i,
+        number=None if number is None else int(number),
+        position=vector(place, 'ImagePositionPatient', 3),
+        directions=None if directions is None else directions.reshape(2, 3),
+        spacing=spacing,
+        size=(int(dataset.Rows), int(dataset.Columns)),
       )
-  except Exception as error:  # values are parsed only now
-    raise _damaged(path, error) from error
+    )
   return frames
 
 
@@ -247,7 +254,7 @@ def _read(frames: Sequence[Frame]) -> np.ndarray:
   pydicom = require('pydicom', frames[0].path)
   decoded = {}
   for path in {f.path for f in frames}:
-    try:
+    with _reading(path):
       dataset = _load(pydicom, path, force=True)
       pixels = dataset.pixel_array.reshape(-1, *frames[0].size)
       if _inverted(dataset):
@@ -256,10 +263,6 @@ def _read(frames: Sequence[Frame]) -> np.ndarray:
       decoded[path] = [
         _rescale(pydicom, dataset, i, p) for i, p in enumerate(pixels)
       ]
-    except MemoryError:
-      raise
-    except Exception as error:  # decoders raise anything
-      raise _damaged(path, error) from error
   return np.stack([decoded[f.path][f.index] for f in frames], -1)
 
 

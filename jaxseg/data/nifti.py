@@ -104,7 +104,8 @@ def _not_nifti(path, error):
       f'{path}: the file is a Git LFS pointer, expected a volume; git lfs pull',
       kind='lfs_pointer',
     )
-  what = 'text or a web page' if start.isascii() else 'something else'
+  is_text = b'\0' not in start and start.isascii()
+  what = 'text or a web page' if is_text else 'something else'
   if start.startswith(b'\x1f\x8b'):
     what = 'gzip data' + ', yet is not named .nii.gz' * (path.suffix != '.gz')
   return DataError(

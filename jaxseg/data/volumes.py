@@ -156,10 +156,11 @@ def _about_spacing(spacing, longest, num_slices):
   """Notes on voxels that are far from cubes."""
   row, column, between = spacing
   if max(row, column) > 1.1 * min(row, column):
+    fix = f'--config.data.volume.axis={longest} cuts across the longest side'
     yield (
       f'the pixels of a slice are {row:.3g} x {column:.3g} mm (height x '
-      f'width), so that shapes look stretched; --config.data.volume.axis='
-      f'{longest} cuts across the longest side of the voxels'
+      'width), so that shapes look stretched; '
+      + (fix if num_slices > 1 else 'resample the image')
     )
   elif num_slices > 1 and between > 3 * max(row, column):
     yield (

@@ -458,6 +458,13 @@ def test_damaged_dicom_files(write_series):
   data = file.read_bytes()
   file.write_bytes(data[:-20])
   refused_file(root, file, 'truncated', 'cut short')
+  # Values that are parsed only when they are asked for.
+  file.write_bytes(data.replace(b'1.2.840.10008.1.2.1', b'1.2.840.10008.1.1.1'))
+  refused_file(root, file, 'truncated', 'not a transfer syntax')
+  for name, value in (('Rows', 0), ('NumberOfFrames', 10**8)):
+    axial(1, **{name: value}).save_as(file, enforce_file_format=True)
+    with pytest.raises(DataError):
+      volumes.values(volumes.open_volume(root))
   file.write_bytes(data[:150])
   refused_file(root, file, 'truncated', 'cut short')
   file.write_bytes(b'')
