@@ -13,6 +13,7 @@ from jaxseg.errors import DataError, UserError
 
 MIN_SIDE = 8  # pixels; a smaller image shows nothing
 ELONGATED = 4  # long by short side that is mentioned
+FEW = 0.1  # share of a label that a suspicious id holds at most
 TOUCHING = 0.9  # share of an id's pixels between lower and higher ones
 
 
@@ -197,10 +198,11 @@ def interpolated(
   """Finds ids that look as if a smooth resizing had made them.
 
   Between regions of ids a and c, linear interpolation leaves a thin line of
-  ids b with a < b < c. So an id looks interpolated if at least 90 % of its
-  pixels have both a lower and a higher id within 2 pixels, and it nowhere
-  fills a square of 3x3 pixels. Thin classes that lie between a lower and a
-  higher one look so too: this is a hint, no proof.
+  ids b with a < b < c. So an id looks interpolated if it holds less than 10 %
+  of the label, at least 90 % of its pixels have both a lower and a higher id
+  within 2 pixels, and it nowhere fills a square of 3x3 pixels. Thin classes
+  that lie between a lower and a higher one look so too: this is a hint, no
+  proof.
 
   Args:
     label: uint8 [H, W].
@@ -221,8 +223,8 @@ def interpolated(
   some_touch = np.bincount(label[touching], minlength=256)
   some_solid = np.bincount(label[solid], minlength=256)
   for id_ in present[1:-1]:
-    enough = some_touch[id_] >= TOUCHING * pixels[id_]
-    found[id_] = enough and not some_solid[id_]
+    lines = some_touch[id_] >= TOUCHING * pixels[id_] and not some_solid[id_]
+    found[id_] = lines and pixels[id_] < FEW * label.size
   return found
 
 

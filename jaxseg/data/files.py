@@ -52,25 +52,33 @@ def read_bytes(path: str | os.PathLike, what: str = 'image') -> bytes:
 def _read_once(path, what):
   """Returns the content, or None when the file changed meanwhile."""
   handle = os.open(path, _FLAGS)
-  with open(handle, 'rb') as file:
+  try:
     before = os.fstat(handle)
-    if not stat.S_ISREG(before.st_mode):
-      found = 'a folder' if stat.S_ISDIR(before.st_mode) else 'a pipe or device'
-      raise DataError(
-        f'{path}: the {what} is not a regular file but {found}, expected an '
-        'image file; move it elsewhere',
-        'not_a_file',
-      )
-    if before.st_size > MAX_BYTES:
-      raise DataError(
-        f'{path}: the {what} file has {before.st_size / 2**30:.1f} GiB, '
-        f'expected at most {MAX_BYTES / 2**30:.0f}; make it smaller',
-        'too_large',
-      )
-    data = file.read()
+    _refuse_unusual(before, path, what)
+    with open(handle, 'rb', closefd=False) as file:
+      data = file.read()
     after = os.fstat(handle)
+  finally:
+    os.close(handle)
   same = before.st_size == after.st_size == len(data)
   return data if same and before.st_mtime_ns == after.st_mtime_ns else None
+
+
+def _refuse_unusual(status, path, what):
+  """Refuses what is no file, before it is waited for, and huge files."""
+  if not stat.S_ISREG(status.st_mode):
+    found = 'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'
+    raise DataError(
+      f'{path}: the {what} is not a regular file but {found}, expected one '
+      'file; move it elsewhere',
+      'not_a_file',
+    )
+  if status.st_size > MAX_BYTES:
+    raise DataError(
+      f'{path}: the {what} file has {status.st_size / 2**30:.1f} GiB, '
+      f'expected at most {MAX_BYTES / 2**30:.0f}; make it smaller',
+      'too_large',
+    )
 
 
 def _explained(error, path, what):
