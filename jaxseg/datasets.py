@@ -45,7 +45,13 @@ SHORT_FIELDS = ('channels', 'resolution', 'fit', 'group_by', 'data_dir')
 # What each command takes, besides --config.data.FIELD.
 COMMANDS = {
   'list': ('data_dir',),
-  'prepare': ('data_dir', 'manual_dir', 'allow_partial', 'overwrite'),
+  'prepare': (
+    'data_dir',
+    'manual_dir',
+    'allow_partial',
+    'overwrite',
+    'max_side',
+  ),
   'check': (*SHORT_FIELDS, 'axis', 'json', 'csv'),
   'show': (*SHORT_FIELDS, 'axis', 'output', 'images'),
 }
@@ -58,6 +64,7 @@ def prepare_set(
   *,
   allow_partial: bool = False,
   overwrite: bool = False,
+  max_side: int = 0,
 ) -> Path:
   """Prepares a public set and says how to use it; see `prepared.prepare`.
 
@@ -77,8 +84,8 @@ def prepare_set(
         f'archives; {tables.one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}'
       )
     folder = prepared.prepare(
-      spec, manual_dir, data_dir,
-      allow_partial=allow_partial, overwrite=overwrite,
+      spec, manual_dir, data_dir, allow_partial=allow_partial,
+      overwrite=overwrite, max_side=max_side,
     )  # fmt: skip
   where = f' --config.data.data_dir={data_dir}' if data_dir else ''
   look = f' --data_dir={data_dir}' if data_dir else ''
@@ -241,6 +248,10 @@ def _define_flags(to=flags.FLAGS):
   yes = flags.DEFINE_bool
   define(yes, 'allow_partial', False, 'Prepare a set of which some is missing.')
   define(yes, 'overwrite', False, 'Prepare anew.')
+  define(
+    whole, 'max_side', 0, 'Prepare larger images reduced to this; 0: as is.',
+    lower_bound=0,
+  )  # fmt: skip
   define(string, 'json', None, 'File for the report of `check`, as JSON.')
   define(string, 'csv', None, 'File for the report of `check`, as CSV.')
   define(string, 'output', None, 'File for the contact sheet, PNG.')
@@ -304,6 +315,7 @@ def main(argv: list[str]) -> int:
       prepare_set(
         what, args.manual_dir, args.data_dir or '',
         allow_partial=args.allow_partial, overwrite=args.overwrite,
+        max_side=args.max_side,
       )  # fmt: skip
     elif command == 'check':
       return _check(args, what)

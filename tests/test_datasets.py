@@ -296,6 +296,10 @@ def test_prepare(main, cells, tmp_path):
   assert code == 0 and 'already prepared' in out
   code, out, _ = main('check', 'cells', where, '--channels=1')
   assert code == 0 and '4 images, 4 labels' in out
+  again = (where, manual, '--allow_partial', '--overwrite', '--max_side=8')
+  assert main('prepare', 'cells', *again)[0] == 0
+  _, out, _ = main('check', 'cells', where, '--channels=1')
+  assert '8x8 (4)' in out
   output = tmp_path / 'sheet.png'
   code, out, _ = main('show', 'cells', where, f'--output={output}')
   assert code == 0 and output.exists()

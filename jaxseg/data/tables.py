@@ -57,8 +57,12 @@ def describe_set(spec: str, data_dir: str = '') -> str:
       f'{builder.name}:{config.name}  {one_line(config.description or "")}',
       f'  images: {_counts(config)}',
       f'  classes: {", ".join(config.class_names)}',
-      '',
     ]
+    if config.budgets:
+      lines.append(
+        f'  published choices of labels: {", ".join(config.budgets)}'
+      )
+    lines.append('')
   lines += [
     f'licence: {one_line(builder.LICENCE)}',
     f'described in: {builder.HOMEPAGE}',
