@@ -158,16 +158,17 @@ def _unknown_colours(codes, total, name, colours):
   if len(found) > SHOWN:
     shown += f' and {len(found) - SHOWN} more'
   # Edges drawn smoothly or saved lossily: many colours, few pixels of each.
-  blended = len(found) > len(colours) and len(codes) < total / 2
+  blended = len(found) > max(8, len(colours)) and counts.max() < total / 10
   fix = (
     'they look blended, as at smooth edges or after JPEG; export the labels '
     'again without anti-aliasing, lossy formats or smooth resizing'
     if blended
-    else 'add them to classes.json, or to the file that has the class'
+    else 'add them to classes.json, or correct the file'
   )
   return DataError(
     f'{name}: {len(codes)} of {total} pixels of the label have colours that '
-    f'are not in classes.json: {shown}; {fix}',
+    f'are not in classes.json: {shown}, expected its {len(colours)} colours; '
+    f'{fix}',
     'blended_colours' if blended else 'unknown_colours',
   )
 
