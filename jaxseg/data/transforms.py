@@ -98,7 +98,7 @@ def augment(
     arguments where nothing changed.
   """
   a = augment_config
-  u = rng.uniform(-1, 1, 15)
+  u = rng.uniform(-1, 1, 15).tolist()
   # Fields of noise have a stream of their own: their size must not move `rng`.
   fields = int(rng.integers(2**63))
   image, label = _move(image, label, u, fields, a)
@@ -172,18 +172,17 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 def _move(image, label, u, fields, a):
   """The geometric part of `augment`."""
   flips = a.flip and u[0] < 0, a.flip_vertical and u[7] < 0
-  shape = np.array(image.shape[:2])
   if a.shift or a.scale or a.rotate or a.shear or a.elastic:
     matrix = _inverse_affine(
-      shape,
-      shift=a.shift * u[1:3],
+      image.shape[:2],
+      shift=(a.shift * u[1], a.shift * u[2]),
       scale=1 + a.scale * u[3],
-      angle=np.deg2rad(a.rotate * u[4]),
-      shear=np.tan(np.deg2rad(a.shear * u[8])),
+      angle=math.radians(a.rotate * u[4]),
+      shear=math.tan(math.radians(a.shear * u[8])),
       flips=flips,
     )
     if a.elastic:
-      grid = _elastic_grid(matrix, shape, a.elastic, [fields, 0])
+      grid = _elastic_grid(matrix, image.shape[:2], a.elastic, [fields, 0])
       return _remap(image, label, grid)
     return _warp(image, label, matrix)
   step = [-1 if flip else 1 for flip in flips]
@@ -198,16 +197,23 @@ def _inverse_affine(shape, shift, scale, angle, shear, flips):
   """Returns [2, 3], from output to input pixels (x, y), about the centre.
 
   An image is mirrored, sheared along x, turned, scaled, then shifted by
-  fractions (down, right) of the sides.
+  fractions (down, right) of the sides. In plain numbers, as NumPy would take
+  longer for them than OpenCV for the image.
   """
-  cos, sin = np.cos(angle), np.sin(angle)
-  mirror = np.where(flips, -1.0, 1.0)
-  forward = scale * np.array([[cos, -sin], [sin, cos]])
-  forward = forward @ np.array([[1.0, shear], [0.0, 1.0]]) * mirror
-  inverse = np.linalg.inv(forward)
-  centre = (shape[::-1] - 1) / 2
-  moved = centre + (shift * shape)[::-1]
-  return np.column_stack([inverse, centre - inverse @ moved])
+  cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+  right, down = (-1 if flip else 1 for flip in flips)
+  # [[a, b], [c, d]] leads from input to output.
+  a, b = cos * right, (cos * shear - sin) * down
+  c, d = sin * right, (sin * shear + cos) * down
+  det = a * d - b * c
+  x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+  to_x, to_y = x + shift[1] * shape[1], y + shift[0] * shape[0]
+  return np.array(
+    [
+      [d / det, -b / det, x - (d * to_x - b * to_y) / det],
+      [-c / det, a / det, y - (a * to_y - c * to_x) / det],
+    ]
+  )
 
 
 def _warp(image, label, matrix):
@@ -244,7 +250,7 @@ def _elastic_grid(matrix, shape, elastic, seed):
 
   Displacements are drawn for a coarse grid and interpolated bicubically.
   """
-  height, width = map(int, shape)
+  height, width = shape
   coarse = np.random.default_rng(seed).standard_normal(
     (ELASTIC_GRID, ELASTIC_GRID, 2)
   )
