@@ -67,10 +67,9 @@ def load(
   names = classes.names or _infer_names(
     read_label, [id_ for id_ in paths if has_label(id_)]
   )
-  of_volume = {id_: name for name, ids in cut.volumes.items() for id_ in ids}
   lists = read_splits(
     root, tuple(paths), has_label, cut.volumes,
-    _groups(paths, of_volume, group_by, problems),
+    _groups(paths, cut.groups, group_by, problems),
   )  # fmt: skip
 
   def read_image(id_):

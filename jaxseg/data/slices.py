@@ -2,14 +2,13 @@
 
 import functools
 import pathlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseg.data import images, intensity, labels, volumes
+from jaxseg.data import dicom, images, intensity, labels, stacks, volumes
 from jaxseg.data.intensity import Intensity
 from jaxseg.data.problems import Problem, from_error
 from jaxseg.errors import DataError, UserError
@@ -24,6 +23,8 @@ class Slices(NamedTuple):
     images: id -> () -> uint8 [H, W, channels].
     labels: id -> () -> uint8 [H, W]; only of those that have a label.
     volumes: ids by volume.
+    groups: volume by id; the first of them for DICOM files of one series that
+      do not lie in a folder of their own.
     paths: where each slice is, for messages.
     problems: volumes that cannot be opened, or are unusual.
   """
@@ -31,6 +32,7 @@ class Slices(NamedTuple):
   images: dict[str, Callable[[], np.ndarray]]
   labels: dict[str, Callable[[], np.ndarray]]
   volumes: dict[str, tuple[str, ...]]
+  groups: dict[str, str]
   paths: dict[str, str]
   problems: list[Problem]
 
@@ -62,7 +64,8 @@ def cut(
       f'config.data.volume.step is {step}, expected 1 or more; change '
       '--config.data.volume.step'
     )
-  found = Slices({}, {}, {}, {}, [])
+  found = Slices({}, {}, {}, {}, {}, [])
+  first_of_series = {}
   for name, path in image_paths.items():
     severity = 'refuse' if name in label_paths else 'skip'
     volume = _open(path, axis, severity, found)
@@ -81,6 +84,8 @@ def cut(
     if options.skip_empty and label is not None:
       ids = _without_empty(ids, read)
     found.volumes[name] = tuple(ids)
+    group = first_of_series.setdefault(_series(path) or name, name)
+    found.groups.update(dict.fromkeys(ids, group))
     for id_, i in ids.items():
       found.images[id_] = functools.partial(read.image, i)
       found.paths[id_] = f'{path} slice {i}'
@@ -99,13 +104,13 @@ class _Reader:
     self._intensity = intensity_
     self._values = values
     self._limits = None
-    self._lock = threading.Lock()
 
   def image(self, index):
     values = self._volume.slices(index)
-    with self._lock:  # the whole volume is read for them, once
-      if self._limits is None:
-        self._limits = self._find_limits()
+    # A lock would keep readers from being sent to other processes; at worst,
+    # two threads find the same limits.
+    if self._limits is None:
+      self._limits = self._find_limits()
     grey = intensity.to_8_bits(values, self._intensity, limits=self._limits)
     return images.to_channels(grey, self._channels)
 
@@ -116,10 +121,9 @@ class _Reader:
     return labels.to_ids(numbers, name, self._values)
 
   def _find_limits(self):
-    every = self._volume
     if self._intensity.mode == 'window':
       return self._intensity.window
-    return intensity.limits(volumes.values(every), self._intensity)
+    return intensity.limits(volumes.values(self._volume), self._intensity)
 
 
 def _open(path, axis, severity, found):
@@ -133,6 +137,20 @@ def _open(path, axis, severity, found):
     Problem('note', 'volume', str(path), note) for note in volume.notes
   )
   return volume
+
+
+def _series(path):
+  """Returns the series of a single DICOM file, or None."""
+  if path.is_dir() or not dicom.is_dicom(path):
+    return None
+  try:
+    header = stacks.require('pydicom', path).dcmread(
+      path, stop_before_pixels=True, force=True,
+      specific_tags=['SeriesInstanceUID'],
+    )  # fmt: skip
+    return str(header.get('SeriesInstanceUID', '')) or None
+  except Exception:  # it has been opened: an odd tag says nothing
+    return None
 
 
 def _fits(volume, label, found):

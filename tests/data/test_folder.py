@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxseg.data import folder, images, source
+from jaxseg.data import checks, folder, images, source, stacks
 from jaxseg.data.intensity import Intensity
 from jaxseg.errors import DataError, UserError
 
@@ -427,6 +427,99 @@ def test_float_volume_label(volumes):
   nibabel.save(image, volumes / 'labels/anna.nii.gz')
   with pytest.raises(DataError, match='anna.nii.gz: .* not whole numbers'):
     folder.load(volumes, 1).label('anna-ax000')
+
+
+def test_notes_of_volumes_are_passed_on(volumes):
+  nibabel = pytest.importorskip('nibabel')
+  flat = nibabel.Nifti1Image(
+    np.zeros((12, 14, 5), np.int16), np.diag([1, 1, 9, 1])
+  )
+  nibabel.save(flat, volumes / 'images/bert.nii.gz')
+  opened = folder.load(volumes, 1)
+  assert kinds(opened, 'note') == ['volume']
+  assert '9 mm apart' in opened.problems[0].message
+
+
+def test_nan_in_a_volume(volumes, config):
+  """Its slices are left out, or refused where they have a label."""
+  nibabel = pytest.importorskip('nibabel')
+  values = np.full((12, 14, 5), np.nan, np.float32)
+  for name in ('anna', 'bert'):
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    nibabel.save(image, volumes / f'images/{name}.nii.gz')
+  found, _ = checks.inspect(folder.load(volumes, 1))
+  wrong = {(p.severity, p.path[-11:]) for p in found if p.severity != 'note'}
+  assert wrong == {('refuse', 'anna.nii.gz'), ('skip', 'bert.nii.gz')}
+
+
+@pytest.fixture
+def write_dicom():
+  """Writes a file of 16x16 pixels."""
+  pydicom = pytest.importorskip('pydicom')
+
+  def write(path, series, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    d = pydicom.Dataset()
+    d.file_meta = pydicom.dataset.FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    d.SOPClassUID = pydicom.uid.CTImageStorage
+    d.SOPInstanceUID = f'1.2.3.{series}.{number}'
+    d.SeriesInstanceUID = f'1.2.3.{series}'
+    d.InstanceNumber = number
+    d.ImagePositionPatient = [0, 0, 2 * number]
+    d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    d.PixelSpacing = [1, 1]
+    d.Rows = d.Columns = 16
+    d.SamplesPerPixel, d.PhotometricInterpretation = 1, 'MONOCHROME2'
+    d.BitsAllocated = d.BitsStored = 16
+    d.HighBit, d.PixelRepresentation = 15, 0
+    d.PixelData = np.arange(256, dtype=np.uint16).tobytes()
+    d.save_as(path, enforce_file_format=True)
+
+  return write
+
+
+def test_dicom_series_in_folders(tmp_path, write_dicom):
+  for i in range(3):
+    write_dicom(tmp_path / f'images/anna/{i}.dcm', 1, i)
+    write_dicom(tmp_path / f'images/both/{i}.dcm', i, i)
+  opened = folder.load(tmp_path, 1)
+  assert opened.splits['unlabelled'] == tuple(
+    f'anna-ax{i:03d}' for i in range(3)
+  )
+  assert set(opened.groups.values()) == {'anna'}
+  (problem,) = [p for p in opened.problems if p.severity != 'note']
+  assert problem.severity == 'skip' and problem.path.endswith('images/both')
+  assert 'series' in problem.message
+
+
+@pytest.mark.parametrize('place', ['images', '.'])
+def test_loose_dicom_files(tmp_path, write_dicom, place):
+  """Each is an image; those of one series are one group."""
+  for name, series in (('a', 1), ('b', 1), ('c', 2)):
+    write_dicom(tmp_path / place / f'{name}.dcm', series, ord(name))
+  opened = folder.load(tmp_path, 1)
+  assert opened.groups == {
+    'a-ax000': 'a', 'b-ax000': 'a', 'c-ax000': 'c',
+  }  # fmt: skip
+  assert opened.image('a-ax000').shape == (16, 16, 1)
+
+
+def test_missing_packages(volumes, monkeypatch):
+  def no_package(name):
+    raise ImportError(name)
+
+  monkeypatch.setattr(stacks.importlib, 'import_module', no_package)
+  with pytest.raises(UserError, match='pip install nibabel'):
+    folder.load(volumes, 1)
+
+
+def test_a_folder_can_be_sent_to_workers(volumes):
+  cloudpickle = pytest.importorskip('cloudpickle')
+  opened = folder.load(volumes, 1)
+  sent = cloudpickle.loads(cloudpickle.dumps(opened))
+  for id_ in ('anna-ax004', 'photo'):
+    np.testing.assert_array_equal(sent.image(id_), opened.image(id_))
 
 
 def test_unreadable_folder(write_folder, monkeypatch):
