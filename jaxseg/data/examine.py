@@ -199,10 +199,10 @@ def interpolated(
 
   Between regions of ids a and c, linear interpolation leaves a thin line of
   ids b with a < b < c. So an id looks interpolated if it holds less than 10 %
-  of the label, at least 90 % of its pixels have both a lower and a higher id
-  within 2 pixels, and it nowhere fills a square of 3x3 pixels. Thin classes
-  that lie between a lower and a higher one look so too: this is a hint, no
-  proof.
+  of the label and at least 90 % of its pixels have both a lower and a higher
+  id within 2 pixels, which in a line of 3 pixels or more few have. Thinner
+  classes that lie between a lower and a higher one look so too: this is a
+  hint, no proof.
 
   Args:
     label: uint8 [H, W].
@@ -219,12 +219,10 @@ def interpolated(
   ids = np.where(label == 255, 0, label) if void_is_void else label
   low, high = ndimage.minimum_filter(ids, 5), ndimage.maximum_filter(ids, 5)
   touching = (low < ids) & (ids < high)
-  solid = ndimage.minimum_filter(ids, 3) == ndimage.maximum_filter(ids, 3)
   some_touch = np.bincount(label[touching], minlength=256)
-  some_solid = np.bincount(label[solid], minlength=256)
   for id_ in present[1:-1]:
-    lines = some_touch[id_] >= TOUCHING * pixels[id_] and not some_solid[id_]
-    found[id_] = lines and pixels[id_] < FEW * label.size
+    few = pixels[id_] < FEW * label.size
+    found[id_] = few and some_touch[id_] >= TOUCHING * pixels[id_]
   return found
 
 

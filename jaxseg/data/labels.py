@@ -147,7 +147,8 @@ def _whole(numbers, name):
     fractions = np.count_nonzero(numbers != np.floor(numbers))
   fractions += np.count_nonzero(np.isinf(numbers))
   if fractions:
-    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    finite = numbers[np.isfinite(numbers)]
+    low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
     raise DataError(
       f'{name}: {fractions} of {numbers.size} pixels of the label are no whole '
       f'numbers (from {low:.4g} to {high:.4g}), expected class ids; if it is a '

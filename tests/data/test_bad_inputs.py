@@ -12,6 +12,7 @@ import json
 import os
 import re
 import struct
+import types
 import zlib
 
 import numpy as np
@@ -394,8 +395,9 @@ def test_exact_duplicate(root, config):
 class Changing:
   """Stands in for os.fstat: a copy is in progress for some time."""
 
-  def __init__(self, times):
+  def __init__(self, times, what):
     self._times = times
+    self._what = what
     self._really = os.fstat
 
   def __call__(self, handle):
@@ -403,17 +405,18 @@ class Changing:
     if self._times <= 0:
       return status
     self._times -= 1
-    values = list(status)
-    values[6] += self._times + 1  # the size
-    return os.stat_result(values)
+    fields = {k: getattr(status, k) for k in dir(status) if k[:3] == 'st_'}
+    fields[self._what] += self._times + 1
+    return types.SimpleNamespace(**fields)
 
 
+@pytest.mark.parametrize('what', ['st_size', 'st_mtime_ns'])
 @pytest.mark.parametrize('times, passes', [(3, True), (100, False)])
-def test_copy_in_progress(root, monkeypatch, times, passes):
+def test_copy_in_progress(root, monkeypatch, times, passes, what):
   """A34."""
   waited = []
   monkeypatch.setattr(files.time, 'sleep', waited.append)
-  monkeypatch.setattr(files.os, 'fstat', Changing(times))
+  monkeypatch.setattr(files.os, 'fstat', Changing(times, what))
   if passes:
     assert images.read_image(root / 'images/000.png', 1).shape[0] == SIDE
     assert len(waited) == 2

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import checks, images, sources, splits
+from jaxseg.data import checks, examine, images, labels, sources, splits
 from jaxseg.errors import DataError, UserError
 
 SIDE = 32
@@ -125,6 +125,16 @@ def test_size_mismatch(root, config, id_):
   assert id_ in problem.path and 'nearest neighbour' in problem.message
 
 
+def test_turned_label(root, config):
+  """B2: no EXIF tag is blamed that is not there."""
+  config.data.fit = 'crop'
+  noise = np.random.default_rng(9).integers(0, 255, (40, 32), np.uint8)
+  Image.fromarray(noise).save(root / 'images/000.png')
+  Image.new('L', (40, 32)).save(root / 'labels/000.png')
+  (problem,) = refused(root, config, 'size_mismatch', 'nearest neighbour')
+  assert 'EXIF' not in problem.message
+
+
 def test_label_of_a_turned_image(root, config):
   """B2: the orientation is named as the cause."""
   config.data.fit = 'crop'
@@ -179,6 +189,41 @@ def test_palette_with_two_meanings():
   np.testing.assert_array_equal(found, LABEL)
 
 
+def test_palette_with_two_meanings_and_void():
+  ids = LABEL.copy()
+  ids[0] = 255
+  looks = np.zeros((256, 3), np.uint8)
+  looks[:3] = LOOKS[::-1]  # and 255 is black, as background
+  with pytest.raises(DataError) as error:
+    images.decode_label(indexed(ids, looks), 'x.png', COLOURS)
+  assert error.value.kind == 'ambiguous_palette'
+
+
+MAPS = {
+  'white': ({255: 1}, [0, 255], [0, 1]),
+  'void': ({9: 255}, [0, 9, 255], [0, 255, 255]),
+  'from 1': ({1: 0, 2: 1, 0: 255}, [0, 1, 2], [255, 0, 1]),
+  'others stay': ({70: 2}, [0, 1, 70, 255], [0, 1, 2, 255]),
+  'white beside its id': ({255: 1}, [0, 1, 255], 'holds 1 in 1 pixels'),
+  'from 1, with 0': ({1: 0, 2: 1}, [0, 1, 2], 'holds 0 in 1 pixels'),
+}
+
+
+@pytest.mark.parametrize('case', MAPS)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_values(case, dtype):
+  """B8, B9: mapped exactly, and never two values to one id unsaid."""
+  values, stored, expected = MAPS[case]
+  numbers = np.array([stored], dtype)
+  if isinstance(expected, str):
+    with pytest.raises(DataError, match=f'{expected}.*"values"') as error:
+      labels.to_ids(numbers, 'x.png', values)
+    assert error.value.kind == 'unknown_ids'
+  else:
+    found = labels.to_ids(numbers, 'x.png', values)
+    assert found.dtype == np.uint8 and found.tolist() == [expected]
+
+
 def test_palette_with_void(root, config):
   """B4 with 255, and classes.json naming the colours."""
   write(root, 'classes', CLASSES | {'colors': LOOKS})
@@ -222,6 +267,16 @@ def test_colours_without_a_list(root, config):
   np.testing.assert_array_equal(
     train(root, config)[0].label('000'), np.array([0, 2, 1])[LABEL]
   )
+
+
+def test_many_unknown_colours_are_not_blended():
+  """B6: areas of twelve classes that are not in the list."""
+  looks = np.arange(36, dtype=np.uint8).reshape(12, 3) + 99
+  coded = np.repeat(looks, 3, 0)[:, None].repeat(4, 1)
+  coded[:8] = looks[0]
+  with pytest.raises(DataError) as error:
+    images.decode_label(png(coded), 'x.png', COLOURS)
+  assert error.value.kind == 'unknown_colours'
 
 
 @pytest.mark.parametrize('how', ['smooth', 'JPEG'])
@@ -321,6 +376,27 @@ def test_smoothly_resized_ids(root, config):
   smooth = smooth.resize((16, 16)).resize((SIDE, SIDE), Image.BILINEAR)
   save(root, np.asarray(smooth))
   refused(root, config, 'interpolated_ids', 'nearest neighbour')
+
+
+def test_small_ring_is_no_mistake():
+  """B10: the muscle of a heart, three pixels wide, between blood and lung."""
+  y, x = np.indices((128, 128))
+  radius = np.hypot(y - 64, x - 64)
+  for width, thin in ((3, False), (1.5, True)):
+    ring = np.uint8(radius < 12) + np.uint8(radius < 12 - width)
+    pixels = np.bincount(ring.ravel(), minlength=256)
+    assert list(np.flatnonzero(examine.interpolated(ring, pixels))) == (
+      [1] if thin else []
+    )
+
+
+def test_thin_lines_beside_void_are_no_mistake():
+  """B10: void is no higher id."""
+  label = np.zeros((64, 64), np.uint8)
+  label[30:32], label[32:40], label[50:] = 1, 255, 2
+  pixels = np.bincount(label.ravel(), minlength=256)
+  assert not examine.interpolated(label, pixels).any()
+  assert examine.interpolated(label, pixels, void_is_void=False)[1]
 
 
 def test_thin_class_is_no_mistake(root, config):
@@ -607,6 +683,13 @@ def test_same_image_in_training_and_scoring(root, config, train_id, score_id):
   assert problem.path == str(path)
   config.data.allow_leaks = True
   train(root, config)
+
+
+def test_black_images_are_no_leak(root, config):
+  """A30: they are told of, as they show nothing."""
+  for id_ in ('012', '009'):
+    Image.new('L', (SIDE, SIDE)).save(root / f'images/{id_}.png')
+  noted(root, config, 'flat', '2 of 14 images have one colour')
 
 
 def test_same_id_in_training_and_scoring(root, config):
