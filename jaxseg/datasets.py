@@ -27,16 +27,9 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxseg import config as jaxseg_config
 from jaxseg import errors, visualize, writers
-from jaxseg.data import (
-  builders,
-  checks,
-  files,
-  prepared,
-  problems,
-  sheet,
-  sources,
-  tables,
-)
+from jaxseg.data import builders, prepared, problems, sources
+from jaxseg.data.formats import files
+from jaxseg.data.inspection import checks, sheet, tables
 from jaxseg.data.problems import Problem
 from jaxseg.errors import DataError, UserError
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxseg import parallel, workdir
 from jaxseg.data import fit, streams
-from jaxseg.data import images as image_files
+from jaxseg.data.formats import images as image_files
 from jaxseg.errors import UserError
 from jaxseg.method import Prediction, TrainState
 

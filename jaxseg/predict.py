@@ -19,8 +19,8 @@ from absl import app, flags
 
 from jaxseg import errors, visualize, workdir, writers
 from jaxseg.config import parse_flags
-from jaxseg.data import images as image_files
-from jaxseg.data import intensity
+from jaxseg.data.formats import images as image_files
+from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError
 from jaxseg.inference import (
   choose,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxseg import visualize
-from jaxseg.data.images import write_atomically
+from jaxseg.data.formats.images import write_atomically
 
 DASH = '–'  # a class that is not there, a number that does not exist
 SIDE = 192  # pictures in the report have at most this many pixels a side

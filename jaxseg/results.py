@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from jaxseg import visualize
-from jaxseg.data import images as image_files
+from jaxseg.data.formats import images as image_files
 from jaxseg.inference import System
 
 MAJORITY = 'majority class'

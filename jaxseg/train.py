@@ -30,9 +30,10 @@ from jaxseg import (
   workdir as workdirs,
 )
 from jaxseg.config import check, parse_flags
-from jaxseg.data import checks, pipeline, sources
+from jaxseg.data import pipeline, sources
 from jaxseg.data import splits as data_splits
-from jaxseg.data.images import write_atomically
+from jaxseg.data.formats.images import write_atomically
+from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, Method, TrainState
 from jaxseg.methods import perceptual

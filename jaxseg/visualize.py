@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxseg.data.images import VOID, VOID_COLOUR, write_atomically
+from jaxseg.data.formats.images import VOID, VOID_COLOUR, write_atomically
 
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoints, parallel
-from jaxseg.data.images import write_atomically
+from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
 from jaxseg.method import Method, TrainState
 from jaxseg.methods import METHODS

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg import visualize
-from jaxseg.data import images as image_files
+from jaxseg.data.formats import images as image_files
 
 
 def create(workdir_stage: str | os.PathLike, first_step: int = 0) -> 'Writer':

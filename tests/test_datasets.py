@@ -18,7 +18,7 @@ from jaxseg.data import builders, prepared, sources
 from jaxseg.data.builders import base
 
 
-class Cells(base.Builder):
+class Cells(base.Builder, skip_registration=True):
   """Photographs NAME.png with masks NAME_mask.png."""
 
   name = 'cells'

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import fit, images, weak
+from jaxseg.data import fit, weak
+from jaxseg.data.formats import images
 from jaxseg.data.source import Source
 from jaxseg.errors import UserError
 

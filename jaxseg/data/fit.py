@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxseg.data import images
+from jaxseg.data.formats import images
 
 POLICIES = ('', 'crop', 'pad', 'squeeze')
 # Long by short side that may be squeezed unasked.

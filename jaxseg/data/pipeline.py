@@ -8,9 +8,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxseg.data import images, streams
-from jaxseg.data.checks import check as check
+from jaxseg.data import streams
 from jaxseg.data.examples import Examples, num_threads
+from jaxseg.data.formats import images
+from jaxseg.data.inspection.checks import check as check
 from jaxseg.data.source import Source
 from jaxseg.data.splits import Splits
 from jaxseg.errors import UserError

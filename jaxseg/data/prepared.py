@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data import images
 from jaxseg.data.builders import BUILDERS, builder_class
-from jaxseg.data.intensity import Intensity
+from jaxseg.data.formats import images
+from jaxseg.data.formats.intensity import Intensity
 from jaxseg.data.source import Source, voc_palette
 from jaxseg.errors import DataError, UserError
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from jaxseg.data.files import write_atomically
+from jaxseg.data.formats.files import write_atomically
 from jaxseg.errors import UserError
 
 SEVERITIES = ('refuse', 'skip', 'note')

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from jaxseg.data import images
+from jaxseg.data.formats import images
 from jaxseg.errors import UserError
 
 # {split: (ids [N], images uint8 [N, H, W] or [N, H, W, 3], labels [N, H, W])}

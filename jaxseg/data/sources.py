@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import folder, images, intensity, prepared, quickstart
+from jaxseg.data import prepared, quickstart
 from jaxseg.data.builders import BUILDERS
+from jaxseg.data.folders import folder
+from jaxseg.data.formats import images, intensity
 from jaxseg.data.source import Source, voc_palette
 from jaxseg.errors import DataError, UserError
 

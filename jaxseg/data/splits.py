@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseg.data import images
 from jaxseg.data.examples import num_threads
+from jaxseg.data.formats import images
 from jaxseg.data.source import Source
 from jaxseg.errors import DataError, UserError
 

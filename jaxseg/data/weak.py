@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from jaxseg.data import strokes
+from jaxseg.data.annotations import strokes
 from jaxseg.errors import UserError
 
 # (class id, top, left, bottom, right) in pixels, bottom and right excluded.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxseg.data.images import VOID
+from jaxseg.data.formats.images import VOID
 
 
 def class_counts(

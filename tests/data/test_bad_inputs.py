@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from jaxseg.data import checks, decode, files, images, problems, sources, splits
+from jaxseg.data import problems, sources, splits
+from jaxseg.data.formats import decode, files, images
+from jaxseg.data.inspection import checks
 from jaxseg.errors import DataError
 
 SIDE = 32

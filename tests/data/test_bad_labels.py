@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import checks, examine, images, labels, sources, splits
+from jaxseg.data import sources, splits
+from jaxseg.data.formats import images, labels
+from jaxseg.data.inspection import checks, examine
 from jaxseg.errors import DataError, UserError
 
 SIDE = 32

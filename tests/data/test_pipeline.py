@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import images, pipeline, sources, splits, streams
+from jaxseg.data import pipeline, sources, splits, streams
+from jaxseg.data.formats import images
 from jaxseg.errors import UserError
 
 

@@ -10,13 +10,13 @@ from PIL import Image
 
 from jaxseg.data import builders, prepared
 from jaxseg.data.builders import base
-from jaxseg.data.intensity import Intensity
+from jaxseg.data.formats.intensity import Intensity
 from jaxseg.errors import UserError
 
 NAMES = ('background', 'cell', 'nucleus')
 
 
-class Cells(base.Builder):
+class Cells(base.Builder, skip_registration=True):
   """Photographs photo_ID.jpg with masks mask_ID.png; the dish is the group."""
 
   VERSION = tfds.core.Version('1.0.0')

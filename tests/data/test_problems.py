@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from jaxseg import errors
-from jaxseg.data import duplicates, images, problems
+from jaxseg.data import problems
+from jaxseg.data.formats import images
+from jaxseg.data.inspection import duplicates
 from jaxseg.data.problems import Problem
 from jaxseg.errors import DataError, UserError
 

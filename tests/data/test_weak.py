@@ -6,7 +6,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from jaxseg.data import strokes, weak
+from jaxseg.data import weak
+from jaxseg.data.annotations import strokes
 from jaxseg.errors import UserError
 
 DRAWN = ('scribbles', 'clicks', 'boxes', 'polygons')

@@ -32,7 +32,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from jaxseg.data.builders import base, parts, slices
-from jaxseg.data.intensity import Intensity
+from jaxseg.data.formats.intensity import Intensity
 from jaxseg.errors import DataError
 
 DENSE = ((0, 0), (1, 1), (2, 2), (3, 3))

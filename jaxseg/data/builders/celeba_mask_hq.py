@@ -39,8 +39,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxseg.data import images
 from jaxseg.data.builders import base, celeba_tables
+from jaxseg.data.formats import images
 from jaxseg.errors import DataError
 
 SIDE = 512

@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxseg.data.builders import base, parts
-from jaxseg.data.intensity import Intensity, to_8_bits
+from jaxseg.data.formats.intensity import Intensity, to_8_bits
 from jaxseg.errors import DataError
 
 SIDE = 2048  # of JSRT's images, in pixels

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxseg.data import images
 from jaxseg.data.builders import base
+from jaxseg.data.formats import images
 from jaxseg.errors import DataError
 
 

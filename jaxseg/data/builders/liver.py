@@ -33,10 +33,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxseg.data import dicom
-from jaxseg.data import intensity as intensities
 from jaxseg.data.builders import base, parts, slices
-from jaxseg.data.intensity import Intensity
+from jaxseg.data.formats import dicom
+from jaxseg.data.formats import intensity as intensities
+from jaxseg.data.formats.intensity import Intensity
 from jaxseg.errors import UserError
 
 MR = Intensity('percentile')

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from jaxseg.data import images
 from jaxseg.data.builders import base, celeba_mask_hq
+from jaxseg.data.formats import images
 
 IMAGES = ('images', 'image', 'img', 'imgs')
 LABELS = (

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxseg.data.annotations.readers import read_scribble_xml
 from jaxseg.data.builders import base, voc2012
-from jaxseg.data.weak_readers import read_scribble_xml
 
 WIDTH = 3  # of the drawn lines, in pixels
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data import intensity as intensities
-from jaxseg.data import nifti, stacks
 from jaxseg.data.builders.base import Record
-from jaxseg.data.intensity import Intensity
-from jaxseg.data.volumes import whole_numbers
+from jaxseg.data.formats import intensity as intensities
+from jaxseg.data.formats import nifti, stacks
+from jaxseg.data.formats.intensity import Intensity
+from jaxseg.data.formats.volumes import whole_numbers
 from jaxseg.errors import DataError
 
 # The orientation of which slices come out as they are stored.
@@ -40,8 +40,8 @@ def records(
     group: the patient.
     intensity: how values become 0..255, by limits of the whole volume.
     ids: (stored value, class id or 255) of the label's values.
-    upright: cut axial slices and show them as `jaxseg.data.volumes` does, by
-      the image's header; False: the third stored axis, y down and x right.
+    upright: cut axial slices and show them as `formats.volumes` does, by the
+      image's header; False: the third stored axis, y down and x right.
     step: every step-th slice.
 
   Raises:

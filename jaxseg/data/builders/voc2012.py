@@ -28,8 +28,8 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from jaxseg.data import images
 from jaxseg.data.builders import base
+from jaxseg.data.formats import images
 from jaxseg.errors import DataError
 
 CLASS_NAMES = (

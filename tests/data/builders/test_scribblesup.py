@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from jaxseg.data import prepared
+from jaxseg.data.annotations.readers import read_scribble_xml
 from jaxseg.data.builders import scribblesup, voc2012
-from jaxseg.data.weak_readers import read_scribble_xml
 from jaxseg.errors import DataError, UserError
 
 VAL = ['2007_000033']

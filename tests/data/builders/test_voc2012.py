@@ -6,8 +6,9 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
-from jaxseg.data import images, prepared
+from jaxseg.data import prepared
 from jaxseg.data.builders import voc2012
+from jaxseg.data.formats import images
 from jaxseg.data.source import voc_palette
 from jaxseg.errors import DataError, UserError
 

@@ -7,15 +7,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxseg.data import decode, files, problems
-from jaxseg.data.files import write_atomically as write_atomically
-from jaxseg.data.intensity import Intensity, to_8_bits
-from jaxseg.data.labels import LABEL_FORMATS as LABEL_FORMATS
-from jaxseg.data.labels import LABEL_SUFFIXES as LABEL_SUFFIXES
-from jaxseg.data.labels import VOID as VOID
-from jaxseg.data.labels import decode_label as decode_label
-from jaxseg.data.labels import label_palette as label_palette
-from jaxseg.data.labels import read_label as read_label
+from jaxseg.data import problems
+from jaxseg.data.formats import decode, files
+from jaxseg.data.formats.files import write_atomically as write_atomically
+from jaxseg.data.formats.intensity import Intensity, to_8_bits
+from jaxseg.data.formats.labels import LABEL_FORMATS as LABEL_FORMATS
+from jaxseg.data.formats.labels import LABEL_SUFFIXES as LABEL_SUFFIXES
+from jaxseg.data.formats.labels import VOID as VOID
+from jaxseg.data.formats.labels import decode_label as decode_label
+from jaxseg.data.formats.labels import label_palette as label_palette
+from jaxseg.data.formats.labels import read_label as read_label
 from jaxseg.errors import DataError
 
 # Pillow picks a decoder by content; the list keeps its 40 other parsers out.

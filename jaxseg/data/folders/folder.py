@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data import images, listing, slices
-from jaxseg.data.class_list import ClassList, read_classes
-from jaxseg.data.intensity import Intensity
+from jaxseg.data.folders import listing, slices
+from jaxseg.data.folders.class_list import ClassList, read_classes
+from jaxseg.data.folders.split_lists import read_splits
+from jaxseg.data.formats import images
+from jaxseg.data.formats.intensity import Intensity
 from jaxseg.data.problems import Problem, printable, some
 from jaxseg.data.source import Source, voc_palette
-from jaxseg.data.split_lists import read_splits
 from jaxseg.errors import DataError, UserError
 
 # Labels read to infer the class ids of a folder without class names.

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxseg.data import files
-from jaxseg.data.class_list import read_json
+from jaxseg.data.folders.class_list import read_json
+from jaxseg.data.formats import files
 from jaxseg.data.problems import Problem, some
 from jaxseg.errors import DataError
 

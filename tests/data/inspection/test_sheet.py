@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxseg.data import images, sheet
-from jaxseg.data.checks import Statistics
+from jaxseg.data.formats import images
+from jaxseg.data.inspection import sheet
+from jaxseg.data.inspection.checks import Statistics
 from jaxseg.data.source import Source
 from jaxseg.errors import DataError
 

@@ -4,7 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from jaxseg.data import annotation_files, weak, weak_readers
+from jaxseg.data import weak
+from jaxseg.data.annotations import parsing, readers
 from jaxseg.errors import DataError
 
 NAMES = ('background', 'cat', 'dog')
@@ -63,13 +64,13 @@ def write(tmp_path):
 
 def test_scribbles(write):
   path = write(SCRIBBLES)
-  label = weak_readers.read_scribble_xml(path, NAMES, width=1)
+  label = readers.read_scribble_xml(path, NAMES, width=1)
   expected = np.full((40, 60), 255, np.uint8)
   expected[5, 10:31] = 1  # the file counts from 1
   expected[5:26, 30] = 1
   expected[35, 5] = 0
   np.testing.assert_array_equal(label, expected)
-  thick = weak_readers.read_scribble_xml(path, NAMES, (40, 60))
+  thick = readers.read_scribble_xml(path, NAMES, (40, 60))
   assert (thick[4:7, 12:29] == 1).all() and (thick[3, 12:29] == 255).all()
   assert set(np.unique(thick)) == {0, 1, 255}
   assert np.count_nonzero(thick == 0) < 12
@@ -77,18 +78,18 @@ def test_scribbles(write):
 
 def test_a_size_from_outside_rules(write):
   path = write(SCRIBBLES.replace('<width>60', '<width>0'))
-  label = weak_readers.read_scribble_xml(path, NAMES, (41, 62))
+  label = readers.read_scribble_xml(path, NAMES, (41, 62))
   assert label.shape == (41, 62)
 
 
 def test_later_strokes_lie_on_top(write):
   path = write(SCRIBBLES.replace('<X>6</X><Y>36</Y>', '<X>20</X><Y>6</Y>'))
-  label = weak_readers.read_scribble_xml(path, NAMES, width=1)
+  label = readers.read_scribble_xml(path, NAMES, width=1)
   assert label[5, 19] == 0 and label[5, 18] == 1
 
 
 def test_voc_boxes(write):
-  boxes, size = weak_readers.read_voc_boxes(write(BOXES), NAMES)
+  boxes, size = readers.read_voc_boxes(write(BOXES), NAMES)
   assert size == (40, 60)
   assert boxes == [(2, 2, 0, 40, 60), (1, 5, 10, 16, 20)]
   label = weak.draw_boxes(boxes, size, width=1)
@@ -97,14 +98,14 @@ def test_voc_boxes(write):
 
 def test_acdc_scribbles():
   stored = np.array([[0.0, 4.0], [3.0, 4.0]])
-  label = weak_readers.acdc_scribbles(stored)
+  label = readers.acdc_scribbles(stored)
   assert label.dtype == np.uint8
   np.testing.assert_array_equal(label, [[0, 255], [3, 255]])
   with pytest.raises(ValueError, match='hold 5, expected classes 0 to 3'):
-    weak_readers.acdc_scribbles(stored + 1)
+    readers.acdc_scribbles(stored + 1)
   with pytest.raises(ValueError, match='1.5'):
-    weak_readers.acdc_scribbles(stored / 2)
-  other = weak_readers.acdc_scribbles(np.array([0, 5, 9]), unlabelled=9)
+    readers.acdc_scribbles(stored / 2)
+  other = readers.acdc_scribbles(np.array([0, 5, 9]), unlabelled=9)
   np.testing.assert_array_equal(other, [0, 5, 255])
 
 
@@ -121,7 +122,7 @@ def test_acdc_scribbles():
   ],
 )
 def test_tags(write, name, content):
-  tags = weak_readers.read_tags(write(content, name), NAMES)
+  tags = readers.read_tags(write(content, name), NAMES)
   assert list(tags) == ['a', 'b', 'c', 'd']
   assert all(t.dtype == np.float32 for t in tags.values())
   np.testing.assert_array_equal(
@@ -131,7 +132,7 @@ def test_tags(write, name, content):
 
 def test_names_that_are_numbers_are_names(write):
   digits = ('background', '0', '1', '2')
-  tags = weak_readers.read_tags(write('a,0\n', 'tags.csv'), digits)
+  tags = readers.read_tags(write('a,0\n', 'tags.csv'), digits)
   np.testing.assert_array_equal(tags['a'], [0, 1, 0, 0])
 
 
@@ -188,7 +189,7 @@ def test_bad_scribbles(write, case):
   path = write(content)
   start = time.monotonic()
   with pytest.raises(DataError, match=said) as error:
-    weak_readers.read_scribble_xml(path, NAMES)
+    readers.read_scribble_xml(path, NAMES)
   assert time.monotonic() - start < 2
   assert str(error.value).startswith(f'{path}: ') and 'expected' in str(
     error.value
@@ -197,19 +198,19 @@ def test_bad_scribbles(write, case):
 
 
 def test_too_much(write, monkeypatch):
-  monkeypatch.setattr(weak_readers, 'MAX_POINTS', 3)
+  monkeypatch.setattr(readers, 'MAX_POINTS', 3)
   with pytest.raises(DataError, match='more than 3 points'):
-    weak_readers.read_scribble_xml(write(SCRIBBLES), NAMES)
-  monkeypatch.setattr(annotation_files, 'MAX_BYTES', 50)
+    readers.read_scribble_xml(write(SCRIBBLES), NAMES)
+  monkeypatch.setattr(parsing, 'MAX_BYTES', 50)
   with pytest.raises(DataError, match='expected at most 50') as error:
-    weak_readers.read_scribble_xml(write(SCRIBBLES), NAMES)
+    readers.read_scribble_xml(write(SCRIBBLES), NAMES)
   assert error.value.kind == 'too_large'
 
 
 def test_deeply_nested_xml(write):
   path = write('<a>' * 200_000 + '</a>' * 200_000)
   with pytest.raises(DataError, match='size'):
-    weak_readers.read_scribble_xml(path, NAMES)
+    readers.read_scribble_xml(path, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_bad_boxes(write, before, after, said):
   content = BOXES.replace(before, after)
   assert content != BOXES
   with pytest.raises(DataError, match=said):
-    weak_readers.read_voc_boxes(write(content), NAMES)
+    readers.read_voc_boxes(write(content), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +249,12 @@ def test_bad_boxes(write, before, after, said):
 def test_bad_tags(write, name, content, said, kind):
   path = write(content, name)
   with pytest.raises(DataError, match=said) as error:
-    weak_readers.read_tags(path, NAMES)
+    readers.read_tags(path, NAMES)
   assert str(error.value).startswith(f'{path}: ')
   assert error.value.kind == kind
 
 
 def test_missing_file(tmp_path):
   with pytest.raises(DataError, match='No such file') as error:
-    weak_readers.read_tags(tmp_path / 'no.csv', NAMES)
+    readers.read_tags(tmp_path / 'no.csv', NAMES)
   assert error.value.kind == 'unreadable'

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxseg.data import stacks, volumes
+from jaxseg.data.formats import stacks, volumes
 from jaxseg.errors import DataError, UserError
 
 nibabel = pytest.importorskip('nibabel')

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from jaxseg.data.stacks import Stack, require, stamp
+from jaxseg.data.formats.stacks import Stack, require, stamp
 from jaxseg.errors import DataError
 
 SUFFIXES = ('.nii', '.nii.gz')

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseg.data import files
-from jaxseg.data.label_colours import TRANSPARENT, VOID, WHITE
+from jaxseg.data.formats import files
+from jaxseg.data.formats.label_colours import TRANSPARENT, VOID, WHITE
 from jaxseg.errors import DataError
 
 _KEYS = ('classes', 'colors', 'colours', 'values', 'void', 'licence')

@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseg.data import dicom, images, intensity, labels, stacks, volumes
-from jaxseg.data.intensity import Intensity
+from jaxseg.data.formats import (
+  dicom,
+  images,
+  intensity,
+  labels,
+  stacks,
+  volumes,
+)
+from jaxseg.data.formats.intensity import Intensity
 from jaxseg.data.problems import Problem, from_error
 from jaxseg.errors import DataError, UserError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data.dicom_geometry import Frame, arrange
-from jaxseg.data.stacks import Stack, require, stamp
+from jaxseg.data.formats.dicom_geometry import Frame, arrange
+from jaxseg.data.formats.stacks import Stack, require, stamp
 from jaxseg.errors import DataError, UserError
 
 SUFFIXES = ('.dcm', '.dicom', '.ima')

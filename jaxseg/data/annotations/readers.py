@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxseg.data import annotation_files, strokes
+from jaxseg.data.annotations import parsing, strokes
 from jaxseg.data.weak import Box
 from jaxseg.errors import DataError
 
@@ -44,18 +44,16 @@ def read_scribble_xml(
     DataError: a damaged file, an unknown class, points that are no numbers
       or lie outside the image by more than the line's width.
   """
-  root = annotation_files.parse_xml(path)
-  height, breadth = size or annotation_files.xml_size(path, root)
+  root = parsing.parse_xml(path)
+  height, breadth = size or parsing.xml_size(path, root)
   label = np.full((height, breadth), VOID, np.uint8)
   read = 0
   for stroke in root.iter('polygon'):
-    class_id = annotation_files.class_id(
-      path, stroke.findtext('tag'), class_names
-    )
+    class_id = parsing.class_id(path, stroke.findtext('tag'), class_names)
     points = [
       (
-        annotation_files.number(path, p, 'X') - 1,
-        annotation_files.number(path, p, 'Y') - 1,
+        parsing.number(path, p, 'X') - 1,
+        parsing.number(path, p, 'Y') - 1,
       )
       for p in stroke.iter('point')
     ]
@@ -134,17 +132,15 @@ def read_voc_boxes(
   Raises:
     DataError: a damaged file, an unknown class, a box without inside.
   """
-  root = annotation_files.parse_xml(path)
-  height, breadth = annotation_files.xml_size(path, root)
+  root = parsing.parse_xml(path)
+  height, breadth = parsing.xml_size(path, root)
   found = []
   for item in root.findall('object'):
-    class_id = annotation_files.class_id(
-      path, item.findtext('name'), class_names
-    )
+    class_id = parsing.class_id(path, item.findtext('name'), class_names)
     box = item.find('bndbox')
     box = ElementTree.Element('bndbox') if box is None else box
     left, top, right, bottom = (
-      annotation_files.number(path, box, name)
+      parsing.number(path, box, name)
       for name in ('xmin', 'ymin', 'xmax', 'ymax')
     )
     # VOC counts from 1 and includes the last pixel; some are fractions.
@@ -179,7 +175,7 @@ def read_tags(
   Raises:
     DataError: a damaged file, an unknown class, an image listed twice.
   """
-  text = annotation_files.read_text(path)
+  text = parsing.read_text(path)
   if str(path).lower().endswith('.json'):
     entries = _json_tags(path, text)
   else:
@@ -194,7 +190,7 @@ def read_tags(
       )
     found[image] = np.zeros(len(class_names), np.float32)
     for name in classes:
-      found[image][annotation_files.class_id(path, name, class_names)] = 1
+      found[image][parsing.class_id(path, name, class_names)] = 1
   return found
 
 

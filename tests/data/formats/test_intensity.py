@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 
-from jaxseg.data import intensity
-from jaxseg.data.intensity import Intensity, from_config, limits, to_8_bits
+from jaxseg.data.formats import intensity
+from jaxseg.data.formats.intensity import (
+  Intensity,
+  from_config,
+  limits,
+  to_8_bits,
+)
 from jaxseg.errors import UserError
 
 

@@ -9,8 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxseg.data import checks, folder, images, source, stacks
-from jaxseg.data.intensity import Intensity
+from jaxseg.data import source
+from jaxseg.data.folders import folder
+from jaxseg.data.formats import images, stacks
+from jaxseg.data.formats.intensity import Intensity
+from jaxseg.data.inspection import checks
 from jaxseg.errors import DataError, UserError
 
 

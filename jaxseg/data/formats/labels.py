@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxseg.data import decode, files, label_colours, problems
-from jaxseg.data.label_colours import SHOWN, VOID, Colours
-from jaxseg.data.label_colours import TRANSPARENT as TRANSPARENT
+from jaxseg.data import problems
+from jaxseg.data.formats import decode, files, label_colours
+from jaxseg.data.formats.label_colours import SHOWN, VOID, Colours
+from jaxseg.data.formats.label_colours import TRANSPARENT as TRANSPARENT
 from jaxseg.errors import DataError
 
 LABEL_FORMATS = ('PNG', 'TIFF', 'BMP')  # lossless: JPEG invents class ids

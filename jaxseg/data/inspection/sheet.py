@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxseg import visualize
-from jaxseg.data.checks import Statistics
-from jaxseg.data.images import VOID, VOID_COLOUR
+from jaxseg.data.formats.images import VOID, VOID_COLOUR
+from jaxseg.data.inspection.checks import Statistics
 from jaxseg.data.source import Source
 from jaxseg.errors import UserError
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import checks, pipeline, problems, sources, splits
+from jaxseg.data import pipeline, problems, sources, splits
+from jaxseg.data.inspection import checks
 from jaxseg.errors import DataError, UserError
 
 SPLITS = {

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxseg.data import builders, prepared, problems
-from jaxseg.data.checks import Statistics
-from jaxseg.data.images import VOID
+from jaxseg.data.formats.images import VOID
+from jaxseg.data.inspection.checks import Statistics
 from jaxseg.data.problems import Problem
 
 SHOWN = 20  # problems of each kind in a table

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxseg.data.examine import Seen, one_based
-from jaxseg.data.images import VOID
+from jaxseg.data.formats.images import VOID
+from jaxseg.data.inspection.examine import Seen, one_based
 from jaxseg.data.problems import Problem, some
 from jaxseg.data.source import Source
 

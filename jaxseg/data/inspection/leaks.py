@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from jaxseg.data import duplicates
-from jaxseg.data.examine import Seen
+from jaxseg.data.inspection import duplicates
+from jaxseg.data.inspection.examine import Seen
 from jaxseg.data.problems import Problem, some
 from jaxseg.data.source import Source
 

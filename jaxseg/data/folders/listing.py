@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from jaxseg.data import images, volumes
+from jaxseg.data.formats import images, volumes
 from jaxseg.data.problems import Problem, some
 
 # Written by operating systems and archive programs.

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from jaxseg.data import leaks, problems, set_checks
+from jaxseg.data import problems
 from jaxseg.data import splits as data_splits
-from jaxseg.data.examine import Seen, examine
 from jaxseg.data.examples import Examples, num_threads
+from jaxseg.data.inspection import leaks, set_checks
+from jaxseg.data.inspection.examine import Seen, examine
+from jaxseg.data.inspection.set_checks import Statistics as Statistics
 from jaxseg.data.problems import Problem
-from jaxseg.data.set_checks import Statistics as Statistics
 from jaxseg.data.source import Source
 from jaxseg.data.splits import Splits
 from jaxseg.errors import DataError, UserError

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from jaxseg.data import duplicates, images, problems
+from jaxseg.data import problems
+from jaxseg.data.formats import images
+from jaxseg.data.inspection import duplicates
 from jaxseg.data.problems import Problem
 from jaxseg.data.source import Source
 from jaxseg.errors import DataError, UserError

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxseg.data import dicom, nifti, stacks
+from jaxseg.data.formats import dicom, nifti, stacks
 from jaxseg.errors import DataError, UserError
 
 MAX_VOXELS = 2**30

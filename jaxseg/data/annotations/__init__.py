@@ -1,0 +1,1 @@
+"""Weak labels that people drew."""

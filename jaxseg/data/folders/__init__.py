@@ -1,0 +1,1 @@
+"""A user's own folder as a data set."""
