@@ -26,7 +26,7 @@ from absl import app, flags
 from PIL import Image
 
 from jaxseg import config as jaxseg_config
-from jaxseg.data import pipeline, sources, splits, streams, transforms
+from jaxseg.data import pipeline, sources, splits, transforms
 from jaxseg.errors import UserError, friendly
 
 NO_TORCH = (
@@ -79,7 +79,7 @@ class PlainDataset:
 
   def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     image, label = self._kept[i] if self._kept else self._read(i)
-    image = streams.normalise(image)
+    image = transforms.normalise(image)
     if self._augment is not None:
       image, label = transforms.augment(image, label, self._rng, self._augment)
     return image, label.astype(np.int32)

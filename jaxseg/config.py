@@ -14,6 +14,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import methods
+from jaxseg.data import transforms, views, weak
+from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError, friendly
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
@@ -52,8 +54,8 @@ def default() -> ConfigDict:
   c.data.max_bad_fraction = 0.01  # of unlabelled images that may be unreadable
   c.data.allow_leaks = False  # the same image in training and in a scored split
   c.data.cache = True  # keep decoded, resized images in memory
-  # Processes that read, decode and augment, each image anew (no cache), for
-  # sets that do not fit memory; 0: threads of this process.
+  # Processes that read and augment, each with a cache of its own; 0: threads of
+  # this process, which is faster until it keeps a core busy.
   c.data.workers = 0
 
   c.data.intensity = ConfigDict()  # how stored values become 0..255
@@ -201,6 +203,17 @@ def check(config: ConfigDict) -> None:
         f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
       )
   _check_numbers(config, 'config')
+  intensity.from_config(config.data.intensity)
+  for module, name in (
+    (transforms, 'augment'), (views, 'strong'), (weak, 'weak'),
+  ):  # fmt: skip
+    module.check(config.data[name])
+  if config.data.weak.kind and config.data.augment.copy_paste:
+    raise UserError(
+      f'config.data.weak.kind is {config.data.weak.kind!r} and '
+      'config.data.augment.copy_paste is on, but objects can only be cut out '
+      'along full masks; set one of them to nothing.'
+    )
 
 
 _AT_LEAST_ONE = ('total_steps', 'batch_size', 'log_every', 'keep_checkpoints')
@@ -237,6 +250,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         # A file that cannot be loaded is only told of when it is used.
         flags.FLAGS['config'].value.keys()
       return rest
+    except BrokenPipeError:  # of a --help that is read in part
+      raise
     except OSError as error:
       named = [a for a in argv if a.startswith(('--config=', '-config='))]
       raise UserError(

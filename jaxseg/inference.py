@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxseg import parallel, workdir
-from jaxseg.data import fit, streams
+from jaxseg.data import fit, transforms
 from jaxseg.data.formats import images as image_files
 from jaxseg.errors import UserError
 from jaxseg.method import Prediction, TrainState
@@ -181,7 +181,7 @@ def label_image(
 
 def to_input(image: np.ndarray, config) -> np.ndarray:
   """Makes uint8 [H, W, C] what networks see: float32 [R, R, C] in [-1, 1]."""
-  return streams.normalise(
+  return transforms.normalise(
     fit.image(image, config.data.resolution, config.data.fit)
   )
 

@@ -71,8 +71,8 @@ def train_batches(
         f'processes; change --config.STAGE.{name}'
       )
   workers = config.data.workers
-  if workers:  # each would be sent a copy of the cache
-    source = source._replace(cache=None)
+  if workers:  # each fills a cache of its own, rather than be sent this one
+    source = source._replace(cache={})
   examples = Examples(source, config.data)
   parts = []
   for make, ids, size in (
@@ -98,18 +98,23 @@ def train_batches(
       'batch_size and unlabelled_batch_size are both 0, expected images; '
       'change --config.STAGE.batch_size'
     )
-  return TrainBatches(parts, start_step, workers)
+  # With all in memory, a second thread only waits for Python's lock.
+  threads = 1 if config.data.cache else num_threads()
+  return TrainBatches(parts, start_step, threads, workers)
 
 
 class TrainBatches:
   """An endless iterator that knows its position; see `train_batches`."""
 
   def __init__(
-    self, parts: Sequence[grain.MapDataset], start_step: int, workers: int = 0
+    self,
+    parts: Sequence[grain.MapDataset],
+    start_step: int,
+    threads: int,
+    workers: int = 0,
   ):
     zipped = grain.experimental.ZipMapDataset(parts)[start_step:]
     # Threads read ahead, so that the devices do not wait for the host.
-    threads = num_threads()
     options = grain.ReadOptions(threads, max(READ_AHEAD, threads))
     batches = zipped.to_iter_dataset(options)
     if workers:

@@ -50,7 +50,7 @@ cv2.setNumThreads(1)
 
 def is_identity(augment_config: Any) -> bool:
   """Whether every strength in `config.data.augment` is zero."""
-  return not any(augment_config[name] for name in FIELDS)
+  return not any(getattr(augment_config, name) for name in FIELDS)
 
 
 def check(augment_config: Any) -> None:
@@ -88,13 +88,14 @@ def augment(
   always the same count of numbers is drawn.
 
   Args:
-    image: float32 [H, W, C] in [-1, 1], C = 1 or 3.
+    image: uint8 [H, W, C], or float32 in [-1, 1], C = 1 or 3.
     label: uint8 [H, W], or None.
     rng: source of randomness.
-    augment_config: `config.data.augment`.
+    augment_config: `config.data.augment`, or what has its fields.
 
   Returns:
-    (image, label) of the same shapes, dtypes and ranges; new arrays, or the
+    (image, label) of the same shapes, dtypes and ranges, except that a uint8
+    image becomes float32 in [-1, 1] where colours are on; new arrays, or the
     arguments where nothing changed.
   """
   a = augment_config
@@ -102,7 +103,17 @@ def augment(
   # Fields of noise have a stream of their own: their size must not move `rng`.
   fields = int(rng.integers(2**63))
   image, label = _move(image, label, u, fields, a)
-  return _recolour(image, u, fields, a), label
+  if any(getattr(a, name) for name in COLOUR):
+    image = _recolour(normalise(image), u, fields, a)
+  return image, label
+
+
+def normalise(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+  """Maps uint8 to float32 in [-1, 1], into `out` if given; keeps float32."""
+  if image.dtype != np.uint8:
+    return image
+  out = np.multiply(image, np.float32(1 / 127.5), out=out)
+  return np.subtract(out, np.float32(1), out=out)
 
 
 def copy_paste(

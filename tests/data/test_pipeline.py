@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import pipeline, sources, splits, streams
+from jaxseg.data import pipeline, sources, splits, transforms
 from jaxseg.data.formats import images
 from jaxseg.errors import UserError
 
@@ -84,7 +84,7 @@ def test_image_fits_its_label(stream):
 
 
 def test_grey_levels_span_the_range():
-  ends = streams.normalise(np.array([0, 255], np.uint8))
+  ends = transforms.normalise(np.array([0, 255], np.uint8))
   np.testing.assert_array_equal(ends, np.float32([-1, 1]))
 
 
