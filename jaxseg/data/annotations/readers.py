@@ -15,6 +15,7 @@ from jaxseg.errors import DataError
 
 VOID = 255
 MAX_POINTS = 100_000  # of all strokes of one file
+MAX_COORDINATE = 100_000  # pixels
 ACDC_VOID = 4
 
 
@@ -41,8 +42,8 @@ def read_scribble_xml(
     uint8 [H, W], 255 where no stroke is.
 
   Raises:
-    DataError: a damaged file, an unknown class, points that are no numbers
-      or lie outside the image by more than the line's width.
+    DataError: a damaged file, an unknown class, points that are no numbers,
+      a stroke that is nowhere inside the image.
   """
   root = parsing.parse_xml(path)
   height, breadth = size or parsing.xml_size(path, root)
@@ -64,18 +65,15 @@ def read_scribble_xml(
         'hand-drawn ones; check where the file comes from',
         kind='too_large',
       )
-    outside = [
-      p
-      for p in points
-      if not (-width <= p[0] < breadth + width)
-      or not (-width <= p[1] < height + width)
-    ]
-    if outside:
-      x, y = outside[0]
+    # Hands slip over the border; the line is clipped there.
+    inside = [0 <= x < breadth and 0 <= y < height for x, y in points]
+    far = [p for p in points if max(map(abs, p)) > MAX_COORDINATE]
+    if points and (not any(inside) or far):
+      x, y = far[0] if far else points[0]
       raise DataError(
-        f'{path}: a stroke has a point at x={x + 1:g}, y={y + 1:g}, expected '
-        f'one inside the image of {breadth}x{height}; check that image and '
-        'scribbles belong together',
+        f'{path}: a stroke has a point at x={x + 1:g}, y={y + 1:g} and lies '
+        f'outside the image of {breadth}x{height}, expected strokes inside; '
+        'check that image and scribbles belong together',
         kind='size_mismatch',
       )
     if points:

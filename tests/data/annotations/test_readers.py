@@ -88,6 +88,12 @@ def test_later_strokes_lie_on_top(write):
   assert label[5, 19] == 0 and label[5, 18] == 1
 
 
+def test_strokes_that_slip_over_the_border_are_clipped(write):
+  path = write(SCRIBBLES.replace('<X>31</X><Y>6</Y>', '<X>70</X><Y>6</Y>'))
+  label = readers.read_scribble_xml(path, NAMES, width=1)
+  assert (label[5, 10:] == 1).all() and (label[5, :10] == 255).all()
+
+
 def test_voc_boxes(write):
   boxes, size = readers.read_voc_boxes(write(BOXES), NAMES)
   assert size == (40, 60)
@@ -166,8 +172,13 @@ BAD_SCRIBBLES = {
   'infinite': (SCRIBBLES.replace('<X>31', '<X>inf'), "'inf'", 'bad_xml'),
   'no Y': (SCRIBBLES.replace('<Y>6</Y>', ''), "<Y> .* 'None'", 'bad_xml'),
   'outside': (
-    SCRIBBLES.replace('<X>31', '<X>70'),
-    'x=70, y=6, expected one inside the image of 60x40',
+    SCRIBBLES.replace('<X>6</X><Y>36</Y>', '<X>70</X><Y>36</Y>'),
+    'x=70, y=36 and lies outside the image of 60x40',
+    'size_mismatch',
+  ),
+  'far outside': (
+    SCRIBBLES.replace('<X>31</X><Y>26</Y>', '<X>1e9</X><Y>26</Y>'),
+    'lies outside the image of 60x40',
     'size_mismatch',
   ),
   'no size': (
