@@ -120,7 +120,9 @@ def check_source(data_config: Any) -> Report:
     path = data_config.source.removeprefix('folder:')
     return Report([problems.from_error(error, 'refuse', path)], None, ())
   writers.say(_source_line(source))
-  found, statistics = checks.inspect(source, resolution=data_config.resolution)
+  found, statistics = checks.inspect(
+    source, resolution=data_config.resolution, fit=data_config.fit
+  )
   found = problems.in_order(
     [*found, *_too_many_bad(source, found, data_config)]
   )

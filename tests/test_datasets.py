@@ -219,12 +219,23 @@ def test_axis_of_volumes(main, tmp_path):
   for axis, size in enumerate([(11, 10), (11, 9), (10, 9)]):
     report = tmp_path / f'report{axis}.json'
     code, _, err = main(
-      'check', tmp_path, f'--axis={axis}', f'--json={report}', '--channels=1'
-    )
+      'check', tmp_path, f'--axis={axis}', f'--json={report}', '--channels=1',
+      '--fit=pad',
+    )  # fmt: skip
     assert code == 0, err
     (found,) = json.loads(report.read_text())['statistics']['sizes']
     assert (found['height'], found['width']) == size
     assert found['images'] == values.shape[axis]
+
+
+def test_shapes_are_refused_until_there_is_a_choice(main, folder):
+  for kind in ('images', 'labels'):
+    name = sorted((folder / kind).iterdir())[0]
+    Image.open(name).resize((40, 20)).save(name)
+  code, out, _ = main('check', folder)
+  assert code == 3 and 'not_square' in out
+  code, out, _ = main('check', folder, '--fit=crop')
+  assert 'not_square' not in out
 
 
 def test_show(main, folder, tmp_path):

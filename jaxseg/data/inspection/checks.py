@@ -48,7 +48,7 @@ def check(
 
   Returns:
     The splits without the unlabelled images that were left out, their hash
-    and the content of all files in them.
+    and the content of all their files but those of other domains.
 
   Raises:
     UserError: a field of the config.
@@ -91,7 +91,9 @@ def check(
   _refuse(found, report)
   tell(found, report)
   left = tuple(id_ for id_ in splits.unlabelled if id_ not in bad)
-  splits = splits._replace(unlabelled=left, content=_content(seen, bad))
+  kept = _joined([splits.labelled, left, splits.val, splits.test])
+  content = _content({id_: seen[id_] for id_ in kept})
+  splits = splits._replace(unlabelled=left, content=content)
   return data_splits.rehash(splits)
 
 
@@ -100,6 +102,7 @@ def inspect(
   ids: Sequence[str] | None = None,
   *,
   resolution: int | None = None,
+  fit: str | None = None,
 ) -> tuple[list[Problem], Statistics]:
   """Reads a whole data set and finds everything at once; see `check`.
 
@@ -110,6 +113,8 @@ def inspect(
     source: the data set.
     ids: of the images to look at; None: all in its splits.
     resolution: side of what networks will see; classes lost there are found.
+    fit: `config.data.fit`; None: not decided, so that other shapes than
+      squares are only noted.
 
   Returns:
     The problems, the gravest first, and the counts.
@@ -134,7 +139,9 @@ def inspect(
     [s for s in every if s.id in needed],
   )
   found += set_checks.about_images(source, every, resolution)
-  found += set_checks.about_shapes(source, every, 'note')
+  if not fit:
+    severity = 'note' if fit is None else 'refuse'
+    found += set_checks.about_shapes(source, every, severity)
   found += leaks.in_both(source, training, scored)
   found += leaks.about_copies(source, seen, training, scored)
   return problems.in_order(found), set_checks.statistics(every)
@@ -202,12 +209,11 @@ def _refuse(found, report):
   raise DataError(message, refused[0].kind)
 
 
-def _content(seen: Mapping[str, Seen], bad) -> str:
-  """Stands for the pixels of all images and labels in use."""
+def _content(seen: Mapping[str, Seen]) -> str:
+  """Stands for the pixels of images and labels."""
   parts = [
     id_.encode('utf-8', 'backslashreplace') + s.digest + s.label_digest
     for id_, s in sorted(seen.items())
-    if id_ not in bad
   ]
   whole = b'\n'.join(parts)
   return hashlib.blake2b(whole, digest_size=8).hexdigest()

@@ -184,6 +184,15 @@ def test_content_follows_pixels(root, config):
   assert run(root, config)[2].content != first
 
 
+def test_other_domains_do_not_change_the_content(root, config):
+  source, before, after = run(root, config)
+  more = before._replace(ood={'ood_x': before.test[:1]}, test=before.test[1:])
+  changed = checks.check(source, more, config.data)
+  assert changed.content != after.content
+  ood = before._replace(ood={'ood_x': ()})
+  assert checks.check(source, ood, config.data).content == after.content
+
+
 def test_leak_by_content(root, config):
   copy(root, 'images/013.png', 'images/009.png')
   with pytest.raises(
