@@ -1,14 +1,20 @@
 """SemanticGAN on CelebAMask-HQ, 8 classes, 256x256: the paper's numbers.
 
-  python -m jaxseg.train --config=configs/celeba_mask.py \
-    --config.data.source=folder:/data/celeba_mask --workdir=runs/celeba_mask
+  python -m jaxseg.datasets prepare celeba_mask_hq --manual_dir=DIR
+  python -m jaxseg.train --config=configs/celeba_mask.py:30 \
+    --workdir=runs/celeba_mask
 
-The folder holds images/ID.jpg and labels/ID.png (class ids 0..7, 255 = void)
-and splits.json with the authors' split: images 0-27999 unlabelled,
-28000-29499 train, 29500-29999 test. The argument is the number of labels:
-celeba_mask.py:30, :150 or :1500. Published mIoU with 28,000 unlabelled
-images (Li et al., CVPR 2021, table 1): .6902, .7600, .7810. Not run by us: it
-needs several GPUs or a TPU pod slice for days.
+The prepared set has the authors' split: images 0-27999 unlabelled, 28000-29499
+train, 29500-29999 test. The argument is the number of labels: celeba_mask.py:30,
+:150 or :1500. Paintings as another domain, once both are there:
+
+  python -m jaxseg.datasets prepare metfaces40 --manual_dir=DIR
+  python -m jaxseg.evaluate --workdir=runs/celeba_mask \
+    --ood_sources=metfaces=metfaces40 --splits=ood_metfaces
+
+Published mIoU with 28,000 unlabelled images (Li et al., CVPR 2021, table 1):
+.6902, .7600, .7810. Not run by us: it needs several GPUs or a TPU pod slice for
+days.
 """
 
 from jaxseg import config as jaxseg_config
@@ -19,11 +25,11 @@ stage = jaxseg_config.stage
 def get_config(arg: str = '1500'):
   """arg: the number of labelled images."""
   c = jaxseg_config.default()
-  c.data.source = 'folder:data/celeba_mask'
+  c.data.source = 'celeba_mask_hq'
   c.data.resolution = 256
   c.data.channels = 3
   c.data.num_labelled = int(arg)
-  c.data.unlabelled = ('unlabelled',)
+  c.data.val_fraction = 0.0  # all 1,500 may be labelled
   c.data.augment.flip = True
   c.data.cache = False
   return jaxseg_config.add_stages(

@@ -1,13 +1,16 @@
 """Lungs in chest X-rays, 1 channel: JSRT in-domain, other hospitals out.
 
-  python -m jaxseg.train --config=configs/chest_xray.py:9 \
-    --config.data.source=folder:/data/cxr_lungs --workdir=runs/cxr
+  python -m jaxseg.datasets prepare chest_xray --manual_dir=DIR --max_side=512
+  python -m jaxseg.train --config=configs/chest_xray.py:9 --workdir=runs/cxr
+  python -m jaxseg.train --config=configs/chest_xray.py:9,laptop \
+    --config.data.source=folder:/data/cxr_lungs --workdir=runs/cxr_laptop
 
-The folder holds images/, labels/ (0 background, 1 lung, 255 void), and
-splits.json with train/val/test, the budgets 9, 35 and 175, the out-of-domain
-splits 'ood_*' and further unlabelled splits. The argument is the number of
-labels, and after a comma the size: 'paper' (256x256, the published widths) or
-'laptop' (64x64, narrow: hours on a CPU, minutes on a GPU).
+The argument is the number of labels, and after a comma the size: 'paper'
+(256x256, the published widths, the prepared set with the paper's histogram
+equalisation and gamma) or 'laptop' (64x64, narrow: an hour or two on a CPU).
+The folder of 'laptop' holds images/, labels/ (0 background, 1 lung, 255 void),
+and splits.json with train/val/test, the budgets 9, 35 and 175, the
+out-of-domain splits 'ood_*' and further unlabelled splits.
 
 Published Dice with 9 labels (Li et al., CVPR 2021, table 2): Ours .9591 on
 JSRT, .9464 on Montgomery (NLM), .9362 on Shenzhen (SZ). What we measured, and
@@ -23,10 +26,8 @@ def get_config(arg: str = '9'):
   """arg: 'LABELS' or 'LABELS,SIZE', e.g. '35,laptop'."""
   labels, _, size = arg.partition(',')
   c = jaxseg_config.default()
-  c.data.source = 'folder:data/cxr_lungs'
   c.data.channels = 1
   c.data.num_labelled = int(labels)
-  c.data.unlabelled = ('unlabeled_nih64', 'unlabeled_kermany')
   c.data.augment.shift = 0.05
   c.data.augment.scale = 0.05
   if size in ('', 'paper'):
@@ -37,7 +38,14 @@ def get_config(arg: str = '9'):
 
 
 def paper(c):
-  """The published widths and schedules."""
+  """The published widths and schedules; 175 / 25 / 47 of JSRT's 247 images."""
+  c.data.source = 'chest_xray'
+  c.data.unlabelled = ('unlabelled_nih',)
+  c.data.test_fraction = 47 / 247
+  c.data.val_fraction = 25 / 200
+  c.data.fit = 'squeeze'
+  c.data.intensity.mode = 'equalize'
+  c.data.intensity.gamma = 0.5
   c.data.resolution = 256
   return jaxseg_config.add_stages(
     c,
@@ -74,6 +82,8 @@ def paper(c):
 
 def laptop(c):
   """64x64 and narrow."""
+  c.data.source = 'folder:data/cxr_lungs'
+  c.data.unlabelled = ('unlabeled_nih64', 'unlabeled_kermany')
   c.data.resolution = 64
   c.eval.max_images = 140
   c.eval.batch_size = 35
