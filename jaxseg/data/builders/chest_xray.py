@@ -18,8 +18,9 @@ are kept as they are.
 All of JSRT is 'train' (jaxseg draws what is scored from it): the budgets of Li
 et al. (CVPR 2021), 9, 35 and 175 labels of 175 with 25 for validation and 47
 for testing, are larger than SCR's folds, and their lists were never published.
-configs/chest_xray.py draws as many. The config 'folds' has SCR's own protocol (van Ginneken et al., 2006): one of its
-folds, the 124 images of odd number, trains and the 123 others are scored.
+configs/chest_xray.py draws as many. The config 'folds' has SCR's own protocol
+(van Ginneken et al., 2006): one of its folds, the 124 images of odd number,
+trains and the 123 others are scored.
 """
 
 import dataclasses
