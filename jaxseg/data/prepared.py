@@ -2,17 +2,21 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
+from jaxseg import writers
 from jaxseg.data.builders import BUILDERS, builder_class
 from jaxseg.data.formats import images
 from jaxseg.data.formats.intensity import Intensity
@@ -21,6 +25,7 @@ from jaxseg.errors import DataError, UserError
 
 # What opening a set needs to know of its examples without decoding them.
 INDEX = 'jaxseg_index.json'
+SAY_EVERY = 5.0  # seconds between progress lines
 
 
 def root_folder(data_dir: str = '') -> Path:
@@ -113,13 +118,16 @@ def prepare(
     shutil.rmtree(folder)
     builder = find_builder(spec, data_dir)
     builder.max_side = max_side
-  with _plain_errors(spec):
+  builder.on_example = _counter(spec, sum(counts.values()))
+  with _plain_errors(spec), _quiet():
     builder.download_and_prepare(
       file_format='array_record',
       download_config=tfds.download.DownloadConfig(manual_dir=str(manual_dir)),
     )
   _records.cache_clear()
-  _write_index(builder, folder)
+  _say(f'{spec}: reading it back')
+  with _quiet():
+    _write_index(builder, folder)
   return folder
 
 
@@ -272,6 +280,37 @@ def _plain_errors(spec) -> Iterator[None]:
       'mend that and run the same command again',
       kind='prepare',
     ) from error
+
+
+def _counter(spec, total):
+  """Returns a function to call at each example; it tells how far it is."""
+  progress = writers.Progress(spec, total)
+  done, said = 0, time.monotonic()
+
+  def count():
+    nonlocal done, said
+    done += 1
+    if time.monotonic() - said > SAY_EVERY or done == total:
+      said = time.monotonic()
+      _say(progress.line(done))
+
+  return count
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences TFDS, whose bars do not know how much there is to do."""
+  from tensorflow_datasets.core.utils import tqdm_utils
+
+  level = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  tqdm_utils.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(level)
+    tqdm_utils.enable_progress_bar()
 
 
 def _say(text):

@@ -71,6 +71,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     MANUAL_DOWNLOAD_INSTRUCTIONS: where to get which archives, under which
       terms, and the layout that --manual_dir must have once they are unpacked.
     max_side: larger images are written reduced to this, in pixels; 0: none.
+    on_example: called with nothing whenever another example is read.
   """
 
   TITLE = ''
@@ -78,6 +79,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   LICENCE = ''
   CITATION = ''
   max_side = 0
+  on_example: Callable[[], None] | None = None
 
   def scan(self, root: Path) -> dict[str, list[Record]]:
     """Lists the examples of each split; opens no pixel data.
@@ -177,7 +179,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   ) -> Iterator[tuple[int, dict]]:
     for i, record in enumerate(records):
       try:
-        yield i, self.example(record)
+        example = self.example(record)
       except UserError:
         raise
       except Exception as error:  # decoders raise many types
@@ -186,6 +188,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           f'{where}: the image or the label of {self.name} cannot be read '
           f'({error}), expected whole files; copy or download them again'
         ) from error
+      if self.on_example:
+        self.on_example()
+      yield i, example
 
   def example(self, record: Record) -> dict:
     """Returns the features of one record; reads its pixels.
