@@ -53,7 +53,8 @@ def find_builder(spec: str, data_dir: str = ''):
       f'{spec!r}: {name} has no config {config!r}, expected one of '
       f'{", ".join(known)}; see `python -m jaxseg.datasets list`'
     )
-  return cls(data_dir=str(root_folder(data_dir)), config=config or known[0])
+  with _quiet():
+    return cls(data_dir=str(root_folder(data_dir)), config=config or known[0])
 
 
 def is_prepared(spec: str, data_dir: str = '') -> bool:
@@ -153,6 +154,9 @@ def open_prepared(
       'of prepared sets in --config.data.data_dir'
     )
   index = json.loads((folder / INDEX).read_text('utf-8'))
+  with _quiet():  # threads then find them open
+    for split in index['splits']:
+      _records(str(folder), split)
   where = {
     id_: (split, i)
     for split, part in index['splits'].items()
