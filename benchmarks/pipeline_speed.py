@@ -5,8 +5,8 @@
 Both read the same files with Pillow, resize them with the same filters, which
 is compared first, and call the same augmentation (flip, shift, scale, rotation
 of image and label). They run in turns (A B A B ...), so that other load on the
-machine meets both. With the cache on, both keep resized images in memory,
-PyTorch's workers a copy each; jaxseg's workers have no cache.
+machine meets both. With the cache on, both keep resized images in memory, each
+worker a copy of its own.
 """
 
 import contextlib
