@@ -17,6 +17,7 @@ from jaxseg.data.formats import (
   volumes,
 )
 from jaxseg.data.formats.intensity import Intensity
+from jaxseg.data.formats.volumes import Volume
 from jaxseg.data.problems import Problem, from_error
 from jaxseg.errors import DataError, UserError
 
@@ -84,7 +85,7 @@ def cut(
       label = _open(label_paths[name], axis, 'refuse', found)
       if label is not None:
         label = label if _fits(volume, label, found) else None
-    read = _Reader(volume, label, channels, intensity_, values)
+    read = Reader(volume, channels, intensity_, label, values)
     ids = {
       f'{name}-{AXES[axis]}{i:03d}': i for i in range(0, volume.shape[2], step)
     }
@@ -101,10 +102,25 @@ def cut(
   return found
 
 
-class _Reader:
-  """Slices of one volume and its label."""
+class Reader:
+  """Slices of one volume as images, and of its label, if it has one.
 
-  def __init__(self, volume, label, channels, intensity_, values):
+  Args:
+    volume: what to show.
+    channels: 1 or 3.
+    intensity_: how values become 0..255, alike for all slices.
+    label: cut as the volume is.
+    values: see `labels.decode_label`.
+  """
+
+  def __init__(
+    self,
+    volume: Volume,
+    channels: int,
+    intensity_: Intensity,
+    label: Volume | None = None,
+    values: Mapping[int, int] | None = None,
+  ):
     self._volume = volume
     self._label = label
     self._channels = channels
@@ -112,7 +128,12 @@ class _Reader:
     self._values = values
     self._limits = None
 
-  def image(self, index):
+  def image(self, index: int) -> np.ndarray:
+    """Returns slice `index`, uint8 [H, W, channels].
+
+    Raises:
+      DataError: the volume is damaged.
+    """
     values = self._volume.slices(index)
     # A lock would keep readers from being sent to other processes; at worst,
     # two threads find the same limits.
@@ -121,7 +142,12 @@ class _Reader:
     grey = intensity.to_8_bits(values, self._intensity, limits=self._limits)
     return images.to_channels(grey, self._channels)
 
-  def label(self, index):
+  def label(self, index: int) -> np.ndarray:
+    """Returns the class ids of slice `index`, uint8 [H, W].
+
+    Raises:
+      DataError: the label is damaged or holds what is no class id.
+    """
     path = self._label.path
     numbers = volumes.whole_numbers(self._label.slices(index), path)
     name = f'{path} slice {index}'
@@ -192,7 +218,7 @@ def _shape(volume):
   return 'x'.join(map(str, volume.shape))
 
 
-def _without_empty(ids: Mapping[str, int], read: _Reader) -> dict[str, int]:
+def _without_empty(ids: Mapping[str, int], read: Reader) -> dict[str, int]:
   """Leaves out slices whose label is all 0; unreadable ones stay."""
 
   def is_empty(index: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.data.formats import nifti
 from jaxseg.data.formats.dicom_geometry import Frame, arrange
 from jaxseg.data.formats.stacks import Stack, require, stamp
 from jaxseg.errors import DataError, UserError
@@ -79,6 +80,7 @@ def open_stack(path: pathlib.Path) -> Stack:
     affine=affine,
     has_spacing=all(f.spacing is not None for f in frames),
     read=functools.partial(_read, frames),
+    encode=functools.partial(_encode, affine),
     notes=tuple(notes),
   )
 
@@ -264,6 +266,12 @@ def _read(frames: Sequence[Frame]) -> np.ndarray:
         _rescale(pydicom, dataset, i, p) for i, p in enumerate(pixels)
       ]
   return np.stack([decoded[f.path][f.index] for f in frames], -1)
+
+
+def _encode(affine, label):
+  # Columns run along the first axis where others read DICOM (ITK, dcm2niix).
+  columns_first = label.swapaxes(0, 1)
+  return nifti.encode_label(columns_first, affine[:, [1, 0, 2, 3]])
 
 
 def _rescale(pydicom, dataset, index, pixels):

@@ -69,9 +69,14 @@ def arrange(
   affine = np.eye(4)
   affine[:3, 0] = directions[0][1] * spacing[0]
   affine[:3, 1] = directions[0][0] * spacing[1]
-  affine[:3, 2] = normal * (np.median(gaps) if len(gaps) else 1)
+  frames = [frames[i] for i in order]
+  affine[:3, 2] = normal
+  if len(frames) > 1:  # not along the normal where the gantry was tilted
+    extent = frames[-1].position - frames[0].position
+    affine[:3, 2] = extent / (len(frames) - 1)
+  affine[:3, 3] = frames[0].position
   affine[:2] *= -1  # DICOM's axes run left and back, RAS right and front
-  return [frames[i] for i in order], affine, notes
+  return frames, affine, notes
 
 
 def _as_stored(frames, spacing):

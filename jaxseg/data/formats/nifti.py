@@ -11,6 +11,12 @@ from jaxseg.data.formats.stacks import Stack, require, stamp
 from jaxseg.errors import DataError
 
 SUFFIXES = ('.nii', '.nii.gz')
+# The fields that say where voxels lie; others may name the patient.
+_GEOMETRY = (
+  'pixdim', 'xyzt_units', 'qform_code', 'quatern_b', 'quatern_c', 'quatern_d',
+  'qoffset_x', 'qoffset_y', 'qoffset_z', 'sform_code', 'srow_x', 'srow_y',
+  'srow_z',
+)  # fmt: skip
 
 
 def open_stack(path: pathlib.Path) -> Stack:
@@ -32,6 +38,7 @@ def open_stack(path: pathlib.Path) -> Stack:
     image = nibabel.load(path)
     affine, dtype = image.affine, np.dtype(image.get_data_dtype())
     zooms = np.array(image.header.get_zooms()[:3], np.float64)
+    geometry = {name: image.header[name].copy() for name in _GEOMETRY}
   except PermissionError as error:
     raise DataError(
       f'{path}: the file cannot be opened ({error.strerror}), expected a '
@@ -57,7 +64,36 @@ def open_stack(path: pathlib.Path) -> Stack:
     known = zooms if good else np.ones(3)
     affine = np.diag([-1.0, 1, 1, 1]) * [*known, 1]
   read = functools.partial(_read_nifti, path, shape)
-  return Stack(key, shape, affine, good, read, tuple(notes))
+  encode = functools.partial(_encode, type(image), image.shape, geometry)
+  return Stack(key, shape, affine, good, read, encode, tuple(notes))
+
+
+def encode_label(label: np.ndarray, affine: np.ndarray) -> bytes:
+  """Returns a .nii.gz file.
+
+  Args:
+    label: uint8 [X, Y, Z].
+    affine: [4, 4], from indices to the scanner's RAS+ millimetres.
+  """
+  kind = require('nibabel', 'label').Nifti1Image
+  header = kind.header_class()
+  header.set_xyzt_units('mm')
+  header.set_data_shape(label.shape)
+  header.set_qform(affine, 1)  # without its shear, which sform has
+  header.set_sform(affine, 1)
+  geometry = {name: header[name] for name in _GEOMETRY}
+  return _encode(kind, label.shape, geometry, label)
+
+
+def _encode(kind, shape, geometry, label):
+  header = kind.header_class()
+  header.set_data_dtype(np.uint8)
+  header.set_data_shape(shape)
+  for name, value in geometry.items():
+    header[name] = value
+  # Without an affine, nibabel keeps the header's geometry to the bit.
+  image = kind(label.reshape(shape), None, header)
+  return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
 def _invertible(affine):

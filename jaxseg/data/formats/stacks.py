@@ -25,6 +25,8 @@ class Stack(NamedTuple):
     affine: [4, 4], from indices to RAS+ millimetres.
     has_spacing: whether the affine's lengths are known.
     read: () -> [X, Y, Z], integer or floating point.
+    encode: uint8 [X, Y, Z], one label a voxel -> a .nii.gz file with the
+      volume's geometry.
     notes: what is unusual, yet no mistake.
   """
 
@@ -33,6 +35,7 @@ class Stack(NamedTuple):
   affine: np.ndarray
   has_spacing: bool
   read: Callable[[], np.ndarray]
+  encode: Callable[[np.ndarray], bytes]
   notes: tuple[str, ...]
 
 
@@ -122,6 +125,20 @@ def cached(stack: Stack) -> np.ndarray:
           _cache.pop(stack.key, None)
     _evict()
   return future.result()
+
+
+def forget(stack: Stack) -> None:
+  """Does not keep the values of a volume any longer."""
+  with _lock:
+    _cache.pop(stack.key, None)
+
+
+def as_stored(array: np.ndarray, stack: Stack) -> np.ndarray:
+  """Returns an array along RAS+ axes, [X, Y, Z], along the stored ones."""
+  nibabel = require('nibabel', stack.key[0])
+  upright = np.array([[0, 1], [1, 1], [2, 1]])
+  back = nibabel.orientations.ornt_transform(upright, orientation(stack))
+  return nibabel.apply_orientation(array, back)
 
 
 def _evict():

@@ -36,6 +36,8 @@ class Volume(NamedTuple):
     slices: index -> [H, W] of values as the scanner means them (rescaled, e.g.
       Hounsfield units), finite, of any integer or floating-point type.
     notes: what is unusual, yet no mistake.
+    stack: the volume as it is stored.
+    axis: that slices are cut across.
   """
 
   path: str
@@ -43,6 +45,8 @@ class Volume(NamedTuple):
   spacing: tuple[float, float, float] | None
   slices: Callable[[int], np.ndarray]
   notes: tuple[str, ...]
+  stack: stacks.Stack
+  axis: int
 
 
 def is_volume(path: str | os.PathLike) -> bool:
@@ -102,6 +106,26 @@ def values(volume: Volume) -> np.ndarray:
   return np.stack([volume.slices(i) for i in range(volume.shape[2])])
 
 
+def encode_label(volume: Volume, label: np.ndarray) -> bytes:
+  """Returns the labels of a volume as a .nii.gz file that lies over it.
+
+  A NIfTI volume gives its own shape and geometry, to the bit; a DICOM series
+  gives (columns, rows, slices) and the affine of its headers in RAS+.
+
+  Args:
+    volume: from `open_volume`.
+    label: uint8 [number of slices, H, W], as `values` shows the volume.
+  """
+  # Backwards what `_slice` does.
+  array = np.moveaxis(label.swapaxes(1, 2)[:, ::-1, ::-1], 0, volume.axis)
+  return volume.stack.encode(stacks.as_stored(array, volume.stack))
+
+
+def forget(volume: Volume) -> None:
+  """Frees the memory that a volume's values take; they can be read again."""
+  stacks.forget(volume.stack)
+
+
 def whole_numbers(slice_: np.ndarray, path: str | os.PathLike) -> np.ndarray:
   """Returns the ids in a slice of a label volume, int64 [H, W], exactly.
 
@@ -149,6 +173,8 @@ def _cut(path, stack, axis):
     spacing=spacing,
     slices=functools.partial(_slice, stack, axis),
     notes=tuple(notes),
+    stack=stack,
+    axis=axis,
   )
 
 

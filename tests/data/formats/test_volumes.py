@@ -3,6 +3,7 @@
 import builtins
 import concurrent.futures
 import gzip
+import itertools
 import os
 import pickle
 
@@ -316,6 +317,7 @@ def test_the_cache_is_bounded_and_follows_the_file(write_nifti, monkeypatch):
 def test_volumes_can_be_sent_to_workers(write_nifti):
   volume = pickle.loads(pickle.dumps(volumes.open_volume(write_nifti())))
   np.testing.assert_array_equal(volume.slices(2), SHOWN[2](2))
+  assert volumes.encode_label(volume, np.zeros((6, 5, 4), np.uint8))
 
 
 def test_dicom_series_equals_the_nifti_volume(write_series, write_nifti):
@@ -555,3 +557,132 @@ def test_gzip_trailing_bytes_do_no_harm(write_nifti):
   np.testing.assert_array_equal(
     volumes.open_volume(path).slices(0), SHOWN[2](0)
   )
+
+
+def label_of(volume, tmp_path):
+  """Labels each voxel by its value (at most 255) and reads the file back."""
+  label = np.rint(volumes.values(volume)).astype(np.uint8)
+  path = tmp_path / 'label.nii.gz'
+  path.write_bytes(volumes.encode_label(volume, label))
+  return nibabel.load(path)
+
+
+@pytest.mark.parametrize('axis', [0, 1, 2])
+def test_labels_lie_where_the_voxels_are(write_nifti, tmp_path, axis):
+  rng = np.random.default_rng(0)
+  for order in itertools.permutations(range(3)):
+    for signs in itertools.product((-1, 1), repeat=3):
+      affine = np.eye(4)
+      affine[:3, :3] = np.diag([1.5, 2, 3])[:, order] * signs
+      affine[:3, :3] += rng.uniform(-0.3, 0.3, (3, 3))  # oblique
+      affine[:3, 3] = rng.uniform(-100, 100, 3)
+      path = write_nifti(RAS, affine, 'v.nii')
+      label = label_of(volumes.open_volume(path, axis), tmp_path)
+      np.testing.assert_array_equal(np.asarray(label.dataobj), RAS)
+      np.testing.assert_array_equal(label.affine, nibabel.load(path).affine)
+      assert label.get_data_dtype() == np.uint8
+
+
+def test_labels_keep_the_geometry_and_no_more(write_nifti, tmp_path):
+  path = write_nifti(slope=2, descrip=b'Jane Doe', cal_max=900, xyzt_units=2)
+  image = nibabel.load(path)
+  image.set_qform(np.diag([-1.0, 2, 3, 1]), 3)  # two places that differ
+  nibabel.save(image, path)
+  label = label_of(volumes.open_volume(path, 1), tmp_path)
+  np.testing.assert_array_equal(np.asarray(label.dataobj), RAS * 2)
+  for name in ('sform', 'qform'):
+    for found, expected in zip(
+      getattr(label, f'get_{name}')(coded=True),
+      getattr(image, f'get_{name}')(coded=True),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(found, expected)
+  assert label.header.get_xyzt_units()[0] == 'mm'
+  assert label.header['descrip'] == b'' and label.header['cal_max'] == 0
+
+
+@pytest.mark.parametrize('shape', [(4, 5), (4, 5, 6, 1), (4, 5, 1), (1, 5, 6)])
+def test_labels_of_other_shapes(write_nifti, tmp_path, shape):
+  array = RAS.ravel()[: np.prod(shape)].reshape(shape)
+  volume = volumes.open_volume(write_nifti(array), 1)
+  label = label_of(volume, tmp_path)
+  assert label.shape == shape
+  np.testing.assert_array_equal(np.asarray(label.dataobj), array)
+
+
+def test_labels_of_headers_that_say_little(write_nifti, tmp_path):
+  path = write_nifti(name='odd.nii')
+  data = bytearray(path.read_bytes())
+  data[280:328] = bytes(48)  # the matrix
+  data[80:92] = np.full(3, np.nan, '<f4').tobytes()  # the voxels' size
+  path.write_bytes(data)
+  label = label_of(volumes.open_volume(path), tmp_path)
+  np.testing.assert_array_equal(np.asarray(label.dataobj), RAS)
+  assert label.header.binaryblock[280:328] == bytes(48)
+
+
+def test_nifti_2_stays_so(tmp_path):
+  path = tmp_path / 'v.nii'
+  affine = np.diag([-1.0, 1 / 3, 3, 1])  # a third: not exact in 32 bits
+  nibabel.save(nibabel.Nifti2Image(RAS, affine), path)
+  label = label_of(volumes.open_volume(path), tmp_path)
+  np.testing.assert_array_equal(label.affine, affine)
+  np.testing.assert_array_equal(np.asarray(label.dataobj), RAS)
+
+
+def oblique_series(write_series, lean=0.0):
+  """Slices on a tilted plane, and the position of a pixel in millimetres."""
+  row = np.array([0.8, 0.6, 0])  # along a row: the column index grows
+  column = np.array([0, 0, -1.0])
+  normal = np.cross(row, column)
+  first = np.array([-30, 12.5, 40])
+
+  def position(i, j, k):
+    step = 3 * normal + lean * column
+    return first + 1.0 * j * row + 2.0 * i * column + k * step
+
+  pixels = [
+    np.array([[100 * k + 10 * i + j for j in range(4)] for i in range(5)])
+    for k in range(2)
+  ]
+  root = write_series(
+    [
+      dicom_slice(
+        pixels[k].astype(np.int16),
+        k + 1,
+        ImageOrientationPatient=[*row, *column],
+        ImagePositionPatient=[*position(0, 0, k)],
+      )
+      for k in (1, 0)
+    ],
+    folder=f'oblique{lean}',
+  )
+  return root, position
+
+
+@pytest.mark.parametrize('lean', [0.0, 0.7])  # the gantry may be tilted
+@pytest.mark.parametrize('axis', [0, 1, 2])
+def test_labels_of_dicom_lie_where_the_headers_say(
+  write_series, tmp_path, axis, lean
+):
+  root, position = oblique_series(write_series, lean)
+  label = label_of(volumes.open_volume(root, axis), tmp_path)
+  assert label.shape == (4, 5, 2)  # columns, rows, slices
+  array = np.asarray(label.dataobj)
+  for j, i, k in np.ndindex(label.shape):
+    assert array[j, i, k] == 100 * k + 10 * i + j
+    left, back, head = position(i, j, k)
+    found = label.affine @ [j, i, k, 1]
+    np.testing.assert_allclose(found[:3], [-left, -back, head], atol=1e-4)
+  assert label.get_sform(coded=True)[1] == 1
+  assert label.header.get_xyzt_units()[0] == 'mm'
+
+
+def test_values_can_be_forgotten(write_nifti):
+  volume = volumes.open_volume(write_nifti())
+  volumes.values(volume)
+  assert volume.stack.key in stacks._cache
+  volumes.forget(volume)
+  assert volume.stack.key not in stacks._cache
+  volumes.forget(volume)
+  np.testing.assert_array_equal(volume.slices(0), SHOWN[2](0))
