@@ -139,6 +139,8 @@ def _deep_colour(data, name, opened, intensity):
     alpha = (found[..., 3:] >> 8).astype(np.uint8)
     colour = np.concatenate([colour, alpha], axis=-1)
   image = Image.fromarray(colour)
+  if opened.image.format == 'TIFF':  # which OpenCV has turned already
+    return image
   image.getexif()[0x0112] = opened.orientation
   return ImageOps.exif_transpose(image)
 

@@ -1,6 +1,7 @@
 import io
 import os
 import stat
+import struct
 
 import numpy as np
 import pytest
@@ -124,6 +125,34 @@ def test_float_with_nan_is_refused(tmp_path):
   image[0, :3] = np.nan
   with pytest.raises(UserError, match='3 pixels are NaN'):
     images.read_image(save(tmp_path / 'x.tif', image), 1)
+
+
+def tiff_of_16_bits(rgb, orientation):
+  """A TIFF of uint16 RGB: Pillow writes none."""
+  height, width, _ = rgb.shape
+  tags = {
+    256: width, 257: height, 259: 1, 262: 2, 274: orientation, 277: 3,
+    278: height, 279: rgb.nbytes, 284: 1,
+  }  # fmt: skip
+  data = 8 + 2 + 12 * (len(tags) + 2) + 4
+  entries = {tag: struct.pack('<HHII', tag, 4, 1, v) for tag, v in tags.items()}
+  entries[258] = struct.pack('<HHII', 258, 3, 3, data)  # bits of each channel
+  entries[273] = struct.pack('<HHII', 273, 4, 1, data + 6)
+  head = b'II*\0' + struct.pack('<IH', 8, len(entries))
+  ifd = b''.join(entries[tag] for tag in sorted(entries)) + bytes(4)
+  return head + ifd + struct.pack('<3H', 16, 16, 16) + rgb.tobytes()
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_orientation_of_deep_tiffs(tmp_path, orientation):
+  """OpenCV, which reads these, turns them by itself."""
+  shallow, deep = tmp_path / 'shallow.tif', tmp_path / 'deep.tif'
+  Image.fromarray(RGB).save(shallow, tiffinfo={274: orientation})
+  deep.write_bytes(tiff_of_16_bits(RGB.astype('<u2') * 257, orientation))
+  whole = images.Intensity('window', window=(0, 65535))
+  np.testing.assert_array_equal(
+    images.read_image(deep, 3, whole), images.read_image(shallow, 3)
+  )
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
