@@ -1,6 +1,7 @@
 """Volumes of a folder as images: one id a slice."""
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
@@ -13,6 +14,7 @@ from jaxseg.data.formats import (
   images,
   intensity,
   labels,
+  nifti,
   stacks,
   volumes,
 )
@@ -200,6 +202,19 @@ def _fits(volume, label, found):
       )  # fmt: skip
     )
     return False
+  if not _lies_alike(volume.path, label.path):
+    found.problems.append(
+      Problem(
+        'refuse',
+        'orientation',
+        label.path,
+        'its header says that its axes run another way than those of the image '
+        'and end elsewhere, so that one would be mirrored or turned, expected '
+        'the header of the image; if voxel by voxel it belongs to the image, '
+        'save it with its affine: nibabel.Nifti1Image(label, image.affine)',
+      )  # fmt: skip
+    )
+    return False
   if volume.spacing and label.spacing:
     if not np.allclose(volume.spacing, label.spacing, rtol=0.01):
       found.problems.append(
@@ -212,6 +227,27 @@ def _fits(volume, label, found):
         )  # fmt: skip
       )
   return True
+
+
+def _lies_alike(*paths):
+  """Whether both volumes have the same voxels in the same corners.
+
+  Each is turned upright by its own header. Axes that run alike need no more:
+  where they begin and end is then of no consequence.
+  """
+  axes, corners = [], []
+  for path in map(pathlib.Path, paths):
+    is_nifti = path.name.lower().endswith(nifti.SUFFIXES)
+    stack = (nifti if is_nifti else dicom).open_stack(path)
+    axes.append(stacks.orientation(stack))
+    turn = stacks.require('nibabel', path).orientations.inv_ornt_aff
+    upright = stack.affine @ turn(axes[-1], stack.shape)
+    last = np.take(stack.shape, np.argsort(axes[-1][:, 0])) - 1
+    ends = [[*last * end, 1] for end in itertools.product((0, 1), repeat=3)]
+    corners.append(np.array(ends) @ upright[:3].T)
+  voxel = np.linalg.norm(upright[:3, :3], axis=0).max()
+  apart = np.linalg.norm(corners[0] - corners[1], axis=1).max()
+  return np.array_equal(*axes) or bool(apart < voxel)
 
 
 def _shape(volume):

@@ -412,6 +412,29 @@ def test_volume_and_label_of_other_shapes(volumes):
   assert '14x12x4 and the image of 14x12x5' in problem.message
 
 
+def test_volume_and_label_of_other_axes(volumes):
+  """A label stored along other axes fits, one without the header does not."""
+  nibabel = pytest.importorskip('nibabel')
+  aligned = folder.load(volumes, 1).label('anna-ax001')
+  path = volumes / 'labels/anna.nii.gz'
+  label = nibabel.load(path)
+  label = nibabel.Nifti1Image(np.asarray(label.dataobj), label.affine)
+  flips = [[1, -1], [0, 1], [2, -1]]
+  nibabel.save(label.as_reoriented(np.array(flips)), path)
+  opened = folder.load(volumes, 1)
+  assert opened.problems == ()
+  np.testing.assert_array_equal(opened.label('anna-ax001'), aligned)
+  stored = np.asarray(label.dataobj)
+  nibabel.save(nibabel.Nifti1Image(stored, np.diag([-1, -1, 1, 1])), path)
+  opened = folder.load(volumes, 1)
+  assert kinds(opened, 'refuse') == ['orientation']
+  assert not opened.has_label('anna-ax001')
+  shifted = np.eye(4)
+  shifted[0, 3] = 3.0
+  nibabel.save(nibabel.Nifti1Image(stored, shifted), path)
+  assert folder.load(volumes, 1).problems == ()
+
+
 @pytest.mark.parametrize(
   'name, severity', [('anna', 'refuse'), ('bert', 'skip')]
 )
