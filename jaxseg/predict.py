@@ -1,27 +1,32 @@
-"""Labels a folder of images: masks, overlays and a table.
+"""Labels a folder of images and volumes: masks, overlays and a table.
 
   python -m jaxseg.predict --workdir=W --images=DIR --output=DIR
 
 Writes DIR/NAME.png (indexed, the image's own size), DIR/overlays/NAME.png and
 DIR/predictions.csv. Run it again after an interruption: what is done is kept.
+
+Of a volume (.nii, .nii.gz, a DICOM file, a folder with one DICOM series) every
+slice is labelled, cut and shown as in training. It gets one DIR/NAME.nii.gz of
+its own shape and place, a contact sheet as overlay, and one row in the table:
+the mean trust of its slices, the seconds of all, the fractions of its voxels.
 """
 
-import collections
+import contextlib
 import csv
 import io
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
 
-from jaxseg import errors, visualize, workdir, writers
+from jaxseg import errors, predict_files, visualize, workdir, writers
 from jaxseg.config import parse_flags
 from jaxseg.data.formats import images as image_files
-from jaxseg.data.formats import intensity
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
 from jaxseg.inference import (
   choose,
   compile_system,
@@ -31,7 +36,7 @@ from jaxseg.inference import (
   to_input,
 )
 
-__all__ = ['main', 'output_names', 'predict_folder', 'predict_images']
+__all__ = ['main', 'predict_folder', 'predict_images']
 
 
 def predict_folder(
@@ -42,25 +47,26 @@ def predict_folder(
   refine: bool = True,
   batch_size: int | None = None,
 ) -> list[str]:
-  """Labels every image of a folder; see the top of this file.
+  """Labels every image and volume of a folder; see the top of this file.
 
   Args:
     trained: from `jaxseg.workdir.load`.
-    images: folder of PNG, JPEG, TIFF, WebP and BMP files; its subfolders are
-      not read.
+    images: folder of PNG, JPEG, TIFF, WebP, BMP, NIfTI and DICOM files;
+      subfolders are read as one DICOM series each, or not at all.
     output: folder for the results, made if need be.
     stage: see `choose`.
     refine: use test-time optimisation where the method has it.
-    batch_size: default: config.eval.batch_size.
+    batch_size: images or slices at a time; default: config.eval.batch_size.
 
   Returns:
     Names of the files that could not be read; each was told on the console.
 
   Raises:
-    UserError: the folder is missing, holds no image or is the output folder.
+    UserError: the folder is missing, holds no image or is the output folder;
+      nibabel or pydicom is not installed.
   """
   images, output = Path(images), Path(output)
-  names = output_names(_list_images(images))
+  names = predict_files.output_names(predict_files.list_files(images))
   if output.resolve() == images.resolve():
     raise UserError(
       f'--output={output} is the folder of the images, expected another one: '
@@ -71,48 +77,54 @@ def predict_folder(
   table = _Table(output, system, trained.class_names)
   todo = [n for n in names if not table.has(images / n, names[n])]
   if len(todo) < len(names):
-    writers.say(f'{len(names) - len(todo)} of {len(names)} images are done')
-  size = min(batch_size or trained.config.eval.batch_size, len(todo) or 1)
-  run = compile_system(system, trained.config, size) if todo else None
-  progress = writers.Progress('predict', len(todo))
+    writers.say(f'{len(names) - len(todo)} of {len(names)} files are done')
   bad = []
-  for i in range(0, len(todo), size):
-    batch = _read_batch(images, todo[i : i + size], trained.config, bad)
-    if batch:
-      inputs = np.stack([to_input(x, trained.config) for x in batch.values()])
-      prediction, seconds = run(inputs)
-      for j, (file, image) in enumerate(batch.items()):
-        mask = label_image(
-          prediction.probabilities[j], image.shape[:2], trained.config
-        )
-        _write(output, names[file], image, mask, trained.palette)
-        trust = None if prediction.trust is None else prediction.trust[j]
-        table.add(file, names[file], trust, seconds, mask)
-      table.save()
-    writers.say(progress.line(min(i + size, len(todo))))
-  return bad
+  counts = _count_pictures(images, todo, trained.config, bad)
+  total = sum(counts.values())
+  size = min(batch_size or trained.config.eval.batch_size, total or 1)
+  run = compile_system(system, trained.config, size) if total else None
+  progress = writers.Progress('predict', total)
+  pictures = _read_pictures(images, counts, trained.config, bad)
+  done = 0
+  while batch := list(itertools.islice(pictures, size)):
+    for answer in _label(batch, run, trained.config):
+      mask = output / names[answer.file]
+      answer.write(mask, trained.palette)
+      table.add(answer, mask.name)
+    table.save()
+    done += len(batch)
+    skipped = sum(counts.get(file, 0) for file in bad)
+    writers.say(progress.line(min(done + skipped, total)))
+  return sorted(bad)
 
 
-def output_names(files: Sequence[str]) -> dict[str, str]:
-  """Maps file names to mask names: the same stem, '.png'.
+class _Answer:
+  """What is found out about one file, picture by picture."""
 
-  Files that share a stem (a.jpg, a.png) keep their suffix: a.jpg.png,
-  a.png.png. Upper and lower case count as the same, as on some disks.
-  """
-  files = sorted(files)
-  stems = collections.Counter(Path(file).stem.casefold() for file in files)
-  names, taken = {}, set()
-  for unique in (True, False):
-    for file in files:
-      stem = Path(file).stem
-      if (stems[stem.casefold()] == 1) != unique:
-        continue
-      name = f'{stem}.png' if unique else f'{file}.png'
-      while name.casefold() in taken:
-        name = f'{name[:-4]}_.png'
-      taken.add(name.casefold())
-      names[file] = name
-  return {file: names[file] for file in files}
+  def __init__(self, file, opened):
+    self.file = file
+    self.masks = []
+    self.trusts = []
+    self.seconds = 0.0
+    self._opened = opened
+    self._shown = dict.fromkeys(predict_files.shown(opened.count))
+
+  def add(self, picture, mask, trust, seconds):
+    """Takes the next picture; tells whether it was the last."""
+    if len(self.masks) in self._shown:
+      self._shown[len(self.masks)] = picture
+    self.masks.append(mask)
+    if trust is not None:
+      self.trusts.append(trust)
+    self.seconds += seconds
+    return len(self.masks) == self._opened.count
+
+  def write(self, path, palette):
+    # The mask comes last: its presence says that the file is done.
+    masks = [self.masks[i] for i in self._shown]
+    drawing = predict_files.draw(list(self._shown.values()), masks, palette)
+    visualize.write_png(predict_files.overlay_path(path), drawing)
+    self._opened.save(path, self.masks, palette)
 
 
 class _Table:
@@ -147,17 +159,19 @@ class _Table:
     return (
       row is not None
       and row['mask'] == mask
-      and (self._output / 'overlays' / mask).exists()
+      and image.exists()
+      and predict_files.overlay_path(made).exists()
       and made.exists()
-      and made.stat().st_mtime_ns >= image.stat().st_mtime_ns
+      and made.stat().st_mtime_ns >= predict_files.changed(image)
     )
 
-  def add(self, file, mask_name, trust, seconds, mask):
-    classes = len(self._fields) - 4
-    fractions = np.bincount(mask.ravel(), minlength=256)[:classes] / mask.size
-    values = [file, mask_name, '' if trust is None else f'{float(trust):.6g}']
-    values += [f'{seconds:.4g}', *(f'{f:.6f}' for f in fractions)]
-    self._rows[file] = dict(zip(self._fields, values, strict=True))
+  def add(self, answer, mask_name):
+    counts = sum(np.bincount(m.ravel(), minlength=256) for m in answer.masks)
+    fractions = counts[: len(self._fields) - 4] / counts.sum()
+    trust = f'{np.mean(answer.trusts):.6g}' if answer.trusts else ''
+    values = [answer.file, mask_name, trust, f'{answer.seconds:.4g}']
+    values += [f'{f:.6f}' for f in fractions]
+    self._rows[answer.file] = dict(zip(self._fields, values, strict=True))
 
   def save(self):
     text = io.StringIO()
@@ -167,47 +181,47 @@ class _Table:
     image_files.write_atomically(self._path, text.getvalue().encode())
 
 
-def _list_images(folder):
-  if not folder.is_dir():
-    what = 'a file' if folder.exists() else 'missing'
-    raise UserError(
-      f'--images={folder}: the folder is {what}, expected a folder of images'
-    )
-  files = [
-    path.name
-    for path in folder.iterdir()
-    if path.suffix.lower() in image_files.IMAGE_SUFFIXES
-    and not path.name.startswith('.')
-  ]
-  if not files:
-    kinds = ', '.join(image_files.IMAGE_SUFFIXES)
-    raise UserError(
-      f'--images={folder}: the folder holds no image, expected files ending '
-      f'in {kinds} (subfolders are not read)'
-    )
-  return files
+@contextlib.contextmanager
+def _skipping(file, bad):
+  """Tells of a file that cannot be read, and notes it."""
+  try:
+    yield
+  except DataError as error:
+    writers.say(f'skipped: {error}')
+    bad.append(file)
 
 
-def _read_batch(folder, files, config, bad):
-  """Returns {file: image}; files that cannot be read are told and noted."""
-  batch = {}
-  values = intensity.from_config(config.data.intensity)
+def _count_pictures(folder, files, config, bad) -> dict[str, int]:
+  """Returns the number of pictures by file, of those that can be opened."""
+  counts = {}
   for file in files:
-    try:
-      batch[file] = image_files.read_image(
-        folder / file, config.data.channels, values
-      )
-    except UserError as error:
-      writers.say(f'skipped: {error}')
-      bad.append(file)
-  return batch
+    with _skipping(file, bad):
+      counts[file] = predict_files.open_file(folder / file, config).count
+  return counts
 
 
-def _write(output, name, image, mask, palette):
-  # The mask comes last: its presence says that the image is done.
-  picture = visualize.overlay(image, mask, palette)
-  visualize.write_png(output / 'overlays' / name, picture)
-  image_files.write_label(output / name, mask, palette)
+def _read_pictures(
+  folder, files, config, bad
+) -> Iterator[tuple[_Answer, np.ndarray]]:
+  """Yields the pictures of all files, one volume in memory at a time."""
+  for file in files:
+    with _skipping(file, bad):
+      opened = predict_files.open_file(folder / file, config)
+      answer = _Answer(file, opened)
+      with contextlib.closing(opened):
+        for i in range(opened.count):
+          yield answer, opened.read(i)
+
+
+def _label(batch, run, config) -> Iterator[_Answer]:
+  """Labels pictures; yields the answers that are complete by that."""
+  inputs = np.stack([to_input(picture, config) for _, picture in batch])
+  prediction, seconds = run(inputs)
+  for i, (answer, picture) in enumerate(batch):
+    mask = label_image(prediction.probabilities[i], picture.shape[:2], config)
+    trust = None if prediction.trust is None else prediction.trust[i]
+    if answer.add(picture, mask, trust, seconds):
+      yield answer
 
 
 def _read_json(path):
@@ -223,12 +237,12 @@ def _define_flags(to=flags.FLAGS):
 
   string = flags.DEFINE_string
   define(string, 'workdir', None, 'Folder of a training run.')
-  define(string, 'images', None, 'Folder of images to label.')
+  define(string, 'images', None, 'Folder of images and volumes.')
   define(string, 'output', None, 'Folder for masks and overlays.')
   define(string, 'stage', None, 'Stage that labels; default: one that refines.')
   define(flags.DEFINE_bool, 'refine', True, 'Use test-time optimisation.')
   define(
-    flags.DEFINE_integer, 'batch_size', None, 'Images at a time.',
+    flags.DEFINE_integer, 'batch_size', None, 'Images or slices at a time.',
     lower_bound=1,
   )  # fmt: skip
 
@@ -242,7 +256,7 @@ def main(argv: list[str]) -> int:
     for name in ('workdir', 'images', 'output'):
       if not args[name].value:
         raise UserError(f'--{name} is missing; add --{name}=FOLDER')
-    _list_images(Path(args.images))  # before the slow part
+    predict_files.list_files(Path(args.images))  # before the slow part
     bad = predict_folder(
       workdir.load(args.workdir), args.images, args.output, args.stage,
       args.refine, args.batch_size,

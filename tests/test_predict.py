@@ -13,7 +13,7 @@ from absl import flags
 from PIL import Image
 
 import jaxseg.config
-from jaxseg import inference, predict, workdir
+from jaxseg import inference, predict, predict_files, workdir
 from jaxseg.errors import UserError
 from jaxseg.method import Method, Prediction, new_state
 
@@ -160,7 +160,7 @@ def test_rerun_keeps_what_is_done(folders, capsys):
   Image.fromarray(_image(3)).save(source / '3.png')
   capsys.readouterr()
   predict.predict_folder(_trained(), source, output)
-  assert '1 of 4 images are done' in capsys.readouterr().out
+  assert '1 of 4 files are done' in capsys.readouterr().out
   assert (output / '0.png').stat().st_mtime_ns == before[output / '0.png']
   for i, seed in enumerate((0, 1, 9, 3)):
     mask = np.asarray(Image.open(output / f'{i}.png'))
@@ -177,7 +177,9 @@ def test_other_weights_do_everything_again(folders):
 
 
 def test_output_names_are_distinct():
-  names = predict.output_names(['b.png', 'a.jpg', 'a.png', 'A.JPG', 'c.tif'])
+  names = predict_files.output_names(
+    ['b.png', 'a.jpg', 'a.png', 'A.JPG', 'c.tif']
+  )
   assert names == {
     'A.JPG': 'A.JPG.png',
     'a.jpg': 'a.jpg_.png',
@@ -186,7 +188,7 @@ def test_output_names_are_distinct():
     'c.tif': 'c.png',
   }
   hard = ['a.jpg', 'a.png', 'a.jpg.png', 'a.png.bmp', 'a.png.png']
-  masks = list(predict.output_names(hard).values())
+  masks = list(predict_files.output_names(hard).values())
   assert len(set(masks)) == len(hard)
 
 

@@ -55,8 +55,8 @@ def scan(folder: pathlib.Path, what: str) -> Listing:
       continue
     if name.lower().endswith(suffixes) and not volumes.is_volume(path):
       _add(found, found.files, path, pathlib.PurePath(name).stem)
-    elif _is_volume(path):
-      _add(found, found.volumes, path, _VOLUME.sub('', name))
+    elif is_volume(path):
+      _add(found, found.volumes, path, volume_stem(name))
     elif what == 'label' and name.lower().endswith(images.IMAGE_SUFFIXES):
       found.problems.append(
         Problem(
@@ -94,13 +94,18 @@ def scan(folder: pathlib.Path, what: str) -> Listing:
   return found
 
 
-def _is_volume(path):
-  """By content only where the name allows it."""
+def is_volume(path: pathlib.Path) -> bool:
+  """Tells NIfTI and DICOM; looks inside only where the name allows it."""
   name = path.name
   if _NIFTI.search(name):
     return True
   may_be = _VOLUME.search(name) or path.is_dir() or '.' not in name
   return bool(may_be) and volumes.is_volume(path)
+
+
+def volume_stem(name: str) -> str:
+  """Returns the name of a file or folder without .nii.gz, .dcm and so on."""
+  return _VOLUME.sub('', name)
 
 
 def _add(found, group, path, stem):
