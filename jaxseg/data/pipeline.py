@@ -1,5 +1,9 @@
 """From ids to batches: training streams, evaluation batches."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -121,7 +125,8 @@ class TrainBatches:
       if not flags.FLAGS.is_parsed():  # grain's workers want absl's flags
         flags.FLAGS.mark_as_parsed()
       batches = batches.mp_prefetch(
-        grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+        grain.MultiprocessingOptions(workers, per_worker_buffer_size=2),
+        _start_worker,
       )
     self._iterator = iter(batches)
     self._next_step = start_step
@@ -141,6 +146,23 @@ class TrainBatches:
   def close(self) -> None:
     """Stops reading ahead."""
     self._iterator.close()
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Ties a worker's life to its parent's alone.
+
+  A signal to the whole process group (Ctrl-C, a cluster's notice) must leave
+  the parent its batches until it has saved; a killed parent no orphans.
+  """
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def eval_batches(

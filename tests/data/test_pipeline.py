@@ -1,6 +1,13 @@
 import contextlib
 import itertools
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +16,8 @@ from PIL import Image
 from jaxseg.data import pipeline, sources, splits, transforms
 from jaxseg.data.formats import images
 from jaxseg.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -308,6 +317,57 @@ def test_worker_processes_give_the_same_batches(stream, config):
   expected = stream(1, 4)
   config.data.workers = 2
   assert_same(stream(1, 4), expected)
+
+
+WORKERS = """
+import os, signal, subprocess, sys, time
+from jaxseg import config as jaxseg_config
+from jaxseg.data import pipeline, sources, splits
+
+def main():
+  config = jaxseg_config.default().unlock()
+  config.data.source, config.data.channels = sys.argv[1], 1
+  config.data.resolution, config.data.num_labelled = 32, 4
+  config.data.workers = 1
+  source = sources.load(config.data)
+  batches = pipeline.train_batches(
+    source, splits.make_splits(source, config.data, 0), config,
+    batch_size=2, unlabelled_batch_size=0, seed=0,
+  )
+  next(batches)
+  children = ['pgrep', '-P', str(os.getpid()), '-f', 'spawn_main']
+  found = subprocess.run(children, capture_output=True, text=True).stdout
+  worker = int(found.split()[-1])
+  for number in (signal.SIGINT, signal.SIGTERM):
+    os.kill(worker, number)
+  for _ in range(20):  # more than are read ahead
+    next(batches)
+  print(worker, flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == '__main__':
+  main()
+"""
+
+
+@pytest.mark.skipif(not shutil.which('pgrep'), reason='needs pgrep')
+def test_workers_live_as_long_as_their_parent(source, config, tmp_path):
+  """Signals to all processes leave them; a killed parent takes them along."""
+  script = tmp_path / 'workers.py'
+  script.write_text(WORKERS)
+  done = subprocess.run(
+    [sys.executable, script, config.data.source],
+    cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  worker = int(done.stdout)
+  for _ in range(100):
+    if not Path(f'/proc/{worker}').exists():
+      return
+    time.sleep(0.1)
+  os.kill(worker, signal.SIGKILL)
+  raise AssertionError('the worker outlived its parent')
 
 
 @pytest.mark.parametrize(
