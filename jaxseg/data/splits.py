@@ -47,7 +47,8 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   """Draws the splits of an experiment.
 
   Groups (patients, sequences) are never torn apart between training and
-  scoring. Labelled images are drawn group by group in one order that depends
+  scoring: unlabelled images of a group that is drawn to be scored are left
+  out. Labelled images are drawn group by group in one order that depends
   on the seed alone, so that the first 30 of 150 are the 30; the order keeps
   every class as frequent as in the whole and starts with each class once. An
   official budget of exactly `num_labelled` images (or groups, as
@@ -71,15 +72,19 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   budget = _budget(source, data_config)
   rng = np.random.default_rng([seed, 1])
   pool = splits.get('train', splits.get('all', ()))
+  drawn = set()
   for name in ('test', 'val'):
     if name not in splits:
       fraction = data_config[f'{name}_fraction']
       splits[name], pool = _take(source, pool, fraction, budget, rng)
+      drawn.update(_grouped(source, splits[name]))
 
   labelled = _labelled(source, pool, data_config, budget, seed)
   extra = [s for s in splits if s in ('unlabelled', 'unlabeled')]
   extra += [s for s in data_config.unlabelled if s not in extra]
   unlabelled = list(pool) + [id_ for s in extra for id_ in splits[s]]
+  if not data_config.allow_leaks:  # other images of patients drawn above
+    unlabelled = [i for i in unlabelled if source.groups.get(i, i) not in drawn]
   if not data_config.unlabelled_includes_labelled:
     known = set(labelled)
     unlabelled = [id_ for id_ in unlabelled if id_ not in known]
@@ -231,13 +236,19 @@ def _grouped(source, ids):
 def _take(source, pool, fraction, budget, rng):
   """Splits `pool` into (labelled groups of a fraction, the rest)."""
   groups = _grouped(source, pool)
-  kept = {source.groups.get(id_, id_) for id_ in budget}
   whole = [g for g, ids in groups.items() if all(map(source.has_label, ids))]
+  count = round(fraction * len(whole))
+  kept = set(_grouped(source, budget))
+  # The other budgets too, while that is possible: each number of labels is
+  # then scored on the same images.
+  for ids in sorted(source.budgets.values(), key=len):
+    more = kept.union(_grouped(source, ids))
+    if len(set(whole) - more) > count:
+      kept = more
   able = [g for g in whole if g not in kept]
   able = [able[i] for i in rng.permutation(len(able))]
   # Rounded, yet never none of a set that has groups to spare.
-  least = int(fraction > 0 and len(able) > 3)
-  count = max(round(fraction * len(whole)), least)
+  count = max(count, int(fraction > 0 and len(able) > 3))
   taken = {id_ for g in able[:count] for id_ in groups[g]}
   return (
     tuple(id_ for id_ in pool if id_ in taken),

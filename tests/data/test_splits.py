@@ -103,6 +103,33 @@ def test_groups_stay_together(config):
   assert patients(s.val).isdisjoint(patients(s.unlabelled + s.test))
 
 
+def test_unlabelled_images_of_drawn_groups_are_left_out(config):
+  """Patients of whom only some images have labels, as frames of a video."""
+  groups = {id_: f'p{i // 10}' for i, id_ in enumerate(IDS)}
+  labels = {id_: PLAIN[id_] for i, id_ in enumerate(IDS) if i % 10 < 4}
+  others = [i for i in IDS if i not in labels]
+  source = make_source(labels, groups, unlabelled=others)
+  parts = {'all': tuple(labels), 'unlabelled': tuple(others)}
+  source = source._replace(splits=parts)
+  s = splits.make_splits(source, config.data, 0)
+  assert len(s.test) == 16 and len(s.val) == 8  # of 4 and 2 patients of 20
+  scored = {groups[i] for i in s.test + s.val}
+  assert len(scored) == 6
+  assert set(s.unlabelled) == {i for i in IDS if groups[i] not in scored}
+
+
+def test_budgets_are_scored_on_the_same_images(config):
+  budgets = {'4': IDS[:4], '5': IDS[:60:12], '200': IDS}
+  source = make_source(PLAIN, budgets=budgets)
+  drawn = []
+  for n in (3, 4, 5):
+    config.data.num_labelled = n
+    drawn.append(splits.make_splits(source, config.data, 5))
+  assert len({s.test for s in drawn}) == len({s.val for s in drawn}) == 1
+  assert len(drawn[0].test) == 40
+  assert set(drawn[0].test + drawn[0].val).isdisjoint(IDS[:4] + IDS[:60:12])
+
+
 def test_official_budget_wins(config):
   budgets = {'4': ('009', '001', '007', '003')}
   source = make_source(PLAIN, budgets=budgets)
