@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxseg.data import problems
 from jaxseg.data.examples import num_threads
 from jaxseg.data.formats import images
 from jaxseg.data.source import Source
@@ -263,7 +264,7 @@ def _labelled(source, pool, data_config, budget, seed):
   if not able:
     raise UserError(
       f'{source.name} has no labelled image to train on, expected at least '
-      'one; put masks named as the images into labels/'
+      f'one; {_why_no_labels(source.problems)}'
     )
   groups = list(_grouped(source, able).values())
   there = len(groups) if by_group else len(able)
@@ -288,6 +289,17 @@ def _labelled(source, pool, data_config, budget, seed):
   if by_group:
     return tuple(id_ for group in ordered[:n] for id_ in group)
   return tuple(id_ for group in ordered for id_ in group)[:n]
+
+
+def _why_no_labels(found):
+  """Names the first problem of label files, else says where they belong."""
+  reasons = [
+    p for p in found if p.severity == 'refuse' or p.kind == 'no_labels'
+  ]
+  if not reasons:
+    return 'put masks named as the images into labels/'
+  more = len(reasons) - 1
+  return f'{problems.in_order(reasons)[0]}' + f' (and {more} more)' * bool(more)
 
 
 def _budget(source, data_config):

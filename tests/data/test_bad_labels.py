@@ -509,7 +509,7 @@ def test_missing_on_both_sides(root, config):
     ('no_label', '010.png'),
   }
   (mask,) = [p for p in found if p.path.endswith('mask.png')]
-  assert "rename it as its image '009'" in mask.message
+  assert "rename it '009.png', as its image" in mask.message
   with pytest.raises(DataError, match='009_mask.png.*X10.png.*009.png.*010.p'):
     train(root, config)
 
@@ -522,7 +522,7 @@ def test_labels_of_another_case(root, config):
   write(root, 'splits', SPLITS | {'train': ['Anna', *SPLITS['train'][1:]]})
   found = [p for p in inspect(root, config) if p.severity == 'refuse']
   assert [p.kind for p in found] == ['no_image']
-  assert "rename it as its image 'Anna'" in found[0].message
+  assert "rename it 'Anna.png', as its image" in found[0].message
 
 
 @pytest.mark.parametrize('kind', ['images', 'labels'])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data.folders import listing, slices
+from jaxseg.data.folders import layout, listing, slices
 from jaxseg.data.folders.class_list import ClassList, read_classes
 from jaxseg.data.folders.split_lists import read_splits
 from jaxseg.data.formats import images
@@ -65,6 +65,10 @@ def load(
   problems = [*found.problems, *label_files.problems, *cut.problems]
   problems += listing.orphans(label_files.files, found.files.keys())
   problems += listing.orphans(label_files.volumes, found.volumes.keys())
+  problems += layout.unread_labels(root)
+  problems += layout.masks_among(
+    root / 'images' if (root / 'images').is_dir() else root, found.files.keys()
+  )
   names = classes.names or _infer_names(
     read_label, [id_ for id_ in paths if has_label(id_)]
   )
@@ -98,12 +102,13 @@ def load(
 
 def _list(root):
   """Returns the listings of the images and of the labels."""
-  layout = f'expected {root}/images/NAME.png and {root}/labels/NAME.png'
+  expected = f'expected {root}/images/NAME.png and {root}/labels/NAME.png'
   if not root.is_dir():
-    what = 'not a folder' if os.path.lexists(root) else 'missing'
+    what, fix = 'missing', "correct the path behind 'folder:'"
+    if os.path.lexists(root):
+      what, fix = 'a file', f'unpack it, or {fix}'
     raise DataError(
-      f'{root}: the data folder is {what}, {layout}; change '
-      '--config.data.source=folder:PATH',
+      f'{root}: the data folder is {what}, {expected}; {fix}',
       'no_folder',
     )
   bare = not any((root / kind).is_dir() for kind in ('images', 'labels'))
@@ -114,23 +119,24 @@ def _list(root):
       labels = listing.scan(root / 'labels', 'label')
     if not folder.is_dir():
       raise DataError(
-        f'{root}: there is a folder labels and none of images, {layout}; add '
-        'the images',
+        f'{root}: there is a folder labels and none of images, {expected}; '
+        f'{layout.advice(root, root)}',
         'no_folder',
       )
     found = listing.scan(folder, 'image')
     names = sorted(os.listdir(folder))
+    fix = layout.advice(root, folder)
   except OSError as error:
     raise DataError(
       f'{error.filename}: the folder cannot be read ({error.strerror}), '
-      f'{layout}; check its permissions',
+      f'{expected}; check its permissions',
       'unreadable',
     ) from error
   if not found.files and not found.volumes:
     raise DataError(
       f'{folder}: there are no images in it (it holds '
       f'{printable(some(names)) or "nothing"}), expected files ending in '
-      f'{", ".join(images.IMAGE_SUFFIXES)} or volumes; copy the images there',
+      f'{", ".join(images.IMAGE_SUFFIXES)} or volumes; {fix}',
       'no_images',
     )
   return found, labels

@@ -13,7 +13,8 @@ from jaxseg.data.problems import Problem, some
 # Written by operating systems and archive programs.
 _CLUTTER = {'thumbs.db', 'desktop.ini', '__macosx', '@eadir', 'icon\r'}
 _OTHER_IMAGES = re.compile(
-  r'\.(gif|jp2|j2k|heic|heif|avif|svg|psd|pdf|ppm|pgm|npy|npz|mha|mhd|nrrd)$',
+  r'\.(gif|jp2|j2k|jfif|heic|heif|avif|svg|psd|pdf|ppm|pgm|npy|npz|mha|mhd|'
+  r'nrrd|cr2|cr3|nef|arw|dng)$',
   re.IGNORECASE,
 )
 _VOLUME = re.compile(r'\.(nii\.gz|nii|dcm|dicom|ima)$', re.IGNORECASE)
@@ -80,7 +81,18 @@ def scan(folder: pathlib.Path, what: str) -> Listing:
       )
     else:
       others.append(name + '/' * path.is_dir())
-  if others:
+  if others and what == 'label' and not (found.files or found.volumes):
+    found.problems.append(
+      Problem(
+        'refuse',
+        'no_labels',
+        str(folder),
+        f'there is no label file in it ({some(others)}), expected '
+        f'{", ".join(suffixes)} or volumes; save what the annotation program '
+        'drew as masks, one indexed PNG an image',
+      )  # fmt: skip
+    )
+  elif others:
     found.problems.append(
       Problem(
         'note',
@@ -149,8 +161,9 @@ def orphans(
     if stem in ids:
       continue
     meant = folded.get(stem.casefold()) or _beginning(stem, ids)
+    suffix = unicodedata.normalize('NFC', path.name).removeprefix(stem)
     hint = (
-      f'rename it as its image {meant!r}'
+      f'rename it {meant + suffix!r}, as its image'
       if meant
       else 'add the image, rename the label or remove it'
     )

@@ -151,7 +151,7 @@ def test_missing_and_empty_folders(tmp_path):
   with pytest.raises(DataError, match='folder is missing'):
     folder.load(tmp_path / 'nowhere', 1)
   (tmp_path / 'file').touch()
-  with pytest.raises(DataError, match='not a folder'):
+  with pytest.raises(DataError, match="the data folder is a file, .*unpack it"):
     folder.load(tmp_path / 'file', 1)
   root = tmp_path / 'set'
   root.mkdir()
