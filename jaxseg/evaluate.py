@@ -28,6 +28,7 @@ from jaxseg import errors, gallery, inference, report, workdir, writers
 from jaxseg.config import parse_flags
 from jaxseg.data import fit, pipeline, sources
 from jaxseg.data import splits as data_splits
+from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError
 from jaxseg.metrics import segmentation
 from jaxseg.results import MAJORITY, Results
@@ -151,11 +152,18 @@ class _Job:
     """What a result depends on, as a short hash."""
     data = self.config.data
     parts = [self.names, self.splits.hash, self.ids[split], data.source]
+    # Ids say nothing of which set they are of, nor how its classes are mapped.
+    named = (split.removeprefix('ood_') + '=', split.removeprefix('ood_') + ':')
+    parts += [
+      entry
+      for entry in (*data.ood_sources, *data.ood_classes)
+      if entry.startswith(named)
+    ]
     if system:
       stage = self.trained.config.get(system.stage)
       args = json.loads(stage.args.to_json_best_effort()) if stage else None
       parts += [data.resolution, data.channels, data.fit]
-      parts += [self.weights[system.stage], *data.ood_classes]
+      parts += [self.weights[system.stage]]
       parts += [system.name, system.refined, args]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -297,18 +305,35 @@ def _choose(able, names, refine):
 def _add_ood(config, splits, args):
   """Opens the set with the out-of-domain sets named on the command line."""
   data = config.data
-  known = [entry.partition('=')[0] for entry in data.ood_sources]
-  added = [
-    entry
-    for entry in args.ood_sources or ()
-    if entry.partition('=')[0] not in known
-  ]
+  added = [e for e in args.ood_sources or () if e not in data.ood_sources]
   data.ood_sources = (*data.ood_sources, *added)
-  data.ood_classes = (*data.ood_classes, *(args.ood_classes or ()))
+  maps = [e for e in args.ood_classes or () if e not in data.ood_classes]
+  data.ood_classes = (*data.ood_classes, *maps)
   source = sources.load(data)
   names = [f'ood_{entry.partition("=")[0]}' for entry in data.ood_sources]
   ood = splits.ood | {name: source.splits[name] for name in names}
-  return source, splits._replace(ood=ood)
+  splits = splits._replace(ood=ood)
+  further = [
+    id_
+    for entry in added
+    for id_ in splits.ood[f'ood_{entry.partition("=")[0]}']
+  ]
+  if further:
+    checks.check_further(source, splits.labelled, further, data)
+  return source, splits
+
+
+def _require(source, splits, names):
+  """Refuses when images that are needed are there no longer."""
+  known = {id_ for ids in source.splits.values() for id_ in ids}
+  for name in ('labelled', *names):
+    gone = [i for i in _ids_by_split(splits)[name] if i not in known]
+    if gone:
+      raise UserError(
+        f'{source.name}: {len(gone)} images of split {name!r} are gone '
+        f'({", ".join(gone[:3])}), expected all that training found; put them '
+        'back'
+      )
 
 
 def _define_flags(to=flags.FLAGS):
@@ -343,7 +368,8 @@ def main(argv: list[str]) -> None:
       if args[field].value is not None:
         config.eval[field] = args[field].value
     source, splits = _add_ood(config, splits, args)
-    resolve_splits(splits, config.eval.splits)  # before the slow part
+    # Before the slow part:
+    _require(source, splits, resolve_splits(splits, config.eval.splits))
     output = Path(args.workdir) / 'evaluation'
     try:
       evaluate(

@@ -50,7 +50,7 @@ def _source(sizes=(SIDE,) * 8, missing=()):
     class_names=NAMES,
     palette=PALETTE,
     channels=1,
-    splits={},
+    splits={'train': ids[:2], 'test': ids[2:7], 'ood_a': ids[7:]},
     budgets={},
     groups={},
     image=images.__getitem__,
@@ -396,20 +396,11 @@ def test_pixels_that_were_not_seen_are_not_scored(tmp_path):
     )
 
 
-def test_further_ood_sources(tmp_path, monkeypatch):
-  """A set named on the command line is scored in the classes of training."""
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+  """Runs the command line on a workdir; `other` makes a further set."""
   _workdir(tmp_path)
   main_set, _ = _source()
-  other = tmp_path / 'other'
-  for kind in ('images', 'labels'):
-    (other / kind).mkdir(parents=True)
-  for i in range(2):
-    label = np.zeros((SIDE, SIDE), np.uint8)
-    label[2:6, i : i + 4] = 1
-    image = np.where(label, 220, 30).astype(np.uint8)
-    Image.fromarray(image).save(other / f'images/{i}.png')
-    Image.fromarray(1 - label).save(other / f'labels/{i}.png')
-  (other / 'classes.json').write_text('{"classes": ["lungs", "air"]}')
   opened = sources._open
   monkeypatch.setattr(
     sources, '_open',
@@ -418,18 +409,88 @@ def test_further_ood_sources(tmp_path, monkeypatch):
     ),
   )  # fmt: skip
   monkeypatch.setattr(workdir, 'load', lambda w: _trained())
-  values = flags.FlagValues()
-  monkeypatch.setattr(flags, 'FLAGS', values)
-  evaluate._define_flags(values)
-  args = [
-    f'--workdir={tmp_path}', '--splits=ood_new', '--norefine',
-    f'--ood_sources=new=folder:{other}',
-    f'--ood_classes=new:lungs={NAMES[1]},air=background',
-  ]  # fmt: skip
-  evaluate.main(values(['evaluate', *args]))
-  stored = json.loads((tmp_path / 'evaluation/metrics.json').read_text())
-  scores = stored['results']['ood_new']['U-Net']['scores']
+
+  def run(*args):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, 'FLAGS', values)
+    evaluate._define_flags(values)
+    args = [f'--workdir={tmp_path}', '--norefine', *args]
+    evaluate.main(values(['evaluate', *args]))
+    text = (tmp_path / 'evaluation/metrics.json').read_text()
+    return json.loads(text)['results']
+
+  return run
+
+
+def _other(root, width=4, turned=False):
+  """A folder of two images of air (1) and lungs (0)."""
+  for kind in ('images', 'labels'):
+    (root / kind).mkdir(parents=True)
+  for i in range(2):
+    label = np.zeros((SIDE, SIDE + 2 * turned), np.uint8)
+    label[2:6, i : i + width] = 1
+    image = np.where(label, 220, 30).astype(np.uint8)
+    Image.fromarray(image).save(root / f'images/{i}.png')
+    label = label.T if turned else label
+    Image.fromarray(1 - label).save(root / f'labels/{i}.png')
+  (root / 'classes.json').write_text('{"classes": ["lungs", "air"]}')
+  return root
+
+
+MAP = f'--ood_classes=new:lungs={NAMES[1]},air=background'
+
+
+def test_further_ood_sources(tmp_path, command):
+  """A set named on the command line is scored in the classes of training."""
+  folder = f'--ood_sources=new=folder:{_other(tmp_path / "a")}'
+  command('--splits=test', '--systems=U-Net')
+  CALLS.clear()
+  found = command('--splits=ood_new', folder, MAP)
+  scores = found['ood_new']['U-Net']['scores']
   assert scores['images'] == 2 and scores['miou'] == 1
+  command('--splits=test', '--systems=U-Net')
+  assert CALLS == ['predict'] * 2  # of the new set, with two systems
+
+
+def test_another_set_of_the_same_name_is_scored_anew(tmp_path, command):
+  """Its ids may be the same."""
+  pixels = []
+  for name, width in (('a', 4), ('b', 8)):
+    other = _other(tmp_path / name, width)
+    command('--splits=ood_new', f'--ood_sources=new=folder:{other}', MAP)
+    text = (tmp_path / 'evaluation/metrics.json').read_text()
+    row = json.loads(text)['results']['ood_new']
+    pixels.append(
+      [np.sum(row[n]['scores']['confusion_matrix'], 1)[1] for n in row]
+    )
+  assert pixels == [[32] * 3, [64] * 3]
+  swapped = f'--ood_classes=new:lungs=background,air={NAMES[1]}'
+  found = command(
+    '--splits=ood_new', '--ood_sources=new=folder:' + str(other), swapped
+  )
+  for row in found['ood_new'].values():
+    total = 2 * SIDE * SIDE
+    assert np.sum(row['scores']['confusion_matrix'], 1)[1] == total - 64
+
+
+def test_further_sets_are_checked(tmp_path, command, capsys):
+  other = _other(tmp_path / 'a', turned=True)
+  with pytest.raises(SystemExit) as error:
+    command('--splits=ood_new', f'--ood_sources=new=folder:{other}', MAP)
+  assert error.value.code == 3
+  assert 'expected one size' in capsys.readouterr().err
+  assert not (tmp_path / 'evaluation').exists()
+
+
+def test_images_that_are_gone(tmp_path, command, capsys):
+  path = tmp_path / 'splits.json'
+  splits = data_splits.load_splits(path)
+  splits = splits._replace(test=(*splits.test, 'i99'))
+  data_splits.save_splits(path, data_splits.rehash(splits))
+  with pytest.raises(SystemExit) as error:
+    command('--splits=test')
+  assert error.value.code == 2
+  assert "split 'test' are gone (i99)" in capsys.readouterr().err
 
 
 def test_module_runs():

@@ -97,6 +97,45 @@ def check(
   return data_splits.rehash(splits)
 
 
+def check_further(
+  source: Source,
+  labelled: Sequence[str],
+  scored: Sequence[str],
+  data_config: Any,
+) -> None:
+  """Refuses images that are scored after training as `check` would have.
+
+  They are compared with the labelled images, not with the unlabelled: these
+  may be many more than what is scored. Any shape will do: how images become
+  square was decided in training.
+
+  Args:
+    source: the data set, the further sets beside it.
+    labelled: ids that trained.
+    scored: further ids.
+    data_config: `config.data`.
+
+  Raises:
+    DataError: names the first few mistakes and counts the others.
+  """
+  seen = _look_through(
+    source,
+    dict.fromkeys([*labelled, *scored], ('refuse', True)),
+    data_config.resolution,
+    Examples(source, data_config).keep,
+  )
+  further = [seen[id_] for id_ in scored]
+  found = list(itertools.chain.from_iterable(s.problems for s in further))
+  trained = [seen[id_] for id_ in labelled]
+  found += set_checks.about_labels(source, trained, further)
+  found += set_checks.about_images(source, further, data_config.resolution)
+  found += leaks.about_copies(
+    source, seen, labelled, scored, data_config.allow_leaks
+  )
+  _refuse(found, None)
+  tell(found, None)
+
+
 def inspect(
   source: Source,
   ids: Sequence[str] | None = None,
