@@ -14,7 +14,6 @@ from jaxseg.data.formats import (
   images,
   intensity,
   labels,
-  nifti,
   stacks,
   volumes,
 )
@@ -202,7 +201,7 @@ def _fits(volume, label, found):
       )  # fmt: skip
     )
     return False
-  if not _lies_alike(volume.path, label.path):
+  if not _lies_alike(volume.stack, label.stack):
     found.problems.append(
       Problem(
         'refuse',
@@ -229,18 +228,16 @@ def _fits(volume, label, found):
   return True
 
 
-def _lies_alike(*paths):
+def _lies_alike(*pair):
   """Whether both volumes have the same voxels in the same corners.
 
   Each is turned upright by its own header. Axes that run alike need no more:
   where they begin and end is then of no consequence.
   """
   axes, corners = [], []
-  for path in map(pathlib.Path, paths):
-    is_nifti = path.name.lower().endswith(nifti.SUFFIXES)
-    stack = (nifti if is_nifti else dicom).open_stack(path)
+  for stack in pair:
     axes.append(stacks.orientation(stack))
-    turn = stacks.require('nibabel', path).orientations.inv_ornt_aff
+    turn = stacks.require('nibabel', stack.key[0]).orientations.inv_ornt_aff
     upright = stack.affine @ turn(axes[-1], stack.shape)
     last = np.take(stack.shape, np.argsort(axes[-1][:, 0])) - 1
     ends = [[*last * end, 1] for end in itertools.product((0, 1), repeat=3)]
