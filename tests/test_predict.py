@@ -11,43 +11,10 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from thresholding import SIDE, make_trained
 
-import jaxseg.config
-from jaxseg import inference, predict, predict_files, workdir
+from jaxseg import inference, predict, predict_files
 from jaxseg.errors import UserError
-from jaxseg.method import Method, Prediction, new_state
-
-PALETTE = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
-SIDE = 8
-
-
-def _threshold(images, at):
-  """Class 1 where the image is brighter than `at`, in [-1, 1]."""
-  bright = jax.nn.sigmoid(50 * (images.mean(-1) - at))
-  return jnp.stack([1 - bright, bright], -1)
-
-
-def _trained(at=0.0, refined_at=None, resolution=SIDE, channels=1, batch=3):
-  def predict_(state, images):
-    probabilities = _threshold(images, state.params['seg']['at'])
-    return Prediction(probabilities, trust=probabilities.max(-1).mean((1, 2)))
-
-  def refine(state, images):
-    del state
-    return Prediction(_threshold(images, refined_at), reconstruction=images)
-
-  state = new_state(jax.random.key(0), {}, {}).replace(
-    params={'seg': {'at': jnp.float32(at)}}, step=jnp.int32(7)
-  )
-  method = Method(None, None, predict_, refine if refined_at else None)
-  config = jaxseg.config.default()
-  config.data.resolution, config.data.channels = resolution, channels
-  config.eval.batch_size = batch
-  stages = {
-    'gan': workdir.Stage(Method(None, None), state, 'gan'),
-    'seg': workdir.Stage(method, state, 'U-Net'),
-  }
-  return workdir.Trained(config, ('background', 'lung'), PALETTE, stages)
 
 
 def _image(seed=0, shape=(SIDE, SIDE)):
@@ -72,7 +39,7 @@ def test_masks_overlays_and_table(folders):
   for name, array in arrays.items():
     Image.fromarray(array).save(source / name)
   (source / 'notes.txt').write_text('not an image')
-  assert predict.predict_folder(_trained(), source, output) == []
+  assert predict.predict_folder(make_trained(), source, output) == []
   assert sorted(p.name for p in output.iterdir()) == [
     '0.png', '1.png', '2.png', '3.png', 'overlays', 'predicted_by.json',
     'predictions.csv',
@@ -114,7 +81,7 @@ def _save_kinds(folder):
 def test_every_kind_of_file_at_its_own_size(folders, channels):
   source, output = folders
   _save_kinds(source)
-  trained = _trained(channels=channels)
+  trained = make_trained(channels=channels)
   assert predict.predict_folder(trained, source, output) == []
   expected = np.zeros((20, 30), bool)
   expected[:, 15:] = True
@@ -135,7 +102,7 @@ def test_bad_files_are_named_and_the_rest_is_done(folders, capsys):
   data = (source / 'good.png').read_bytes()
   (source / 'cut.png').write_bytes(data[: len(data) // 2])
   (source / 'text.jpg').write_text('hello')
-  bad = predict.predict_folder(_trained(), source, output)
+  bad = predict.predict_folder(make_trained(), source, output)
   assert bad == ['cut.png', 'text.jpg']
   text = capsys.readouterr().out
   assert 'cut.png' in text and 'text.jpg' in text
@@ -145,21 +112,21 @@ def test_bad_files_are_named_and_the_rest_is_done(folders, capsys):
 def test_only_bad_files(folders):
   source, output = folders
   (source / 'a.png').write_text('')
-  assert predict.predict_folder(_trained(), source, output) == ['a.png']
+  assert predict.predict_folder(make_trained(), source, output) == ['a.png']
 
 
 def test_rerun_keeps_what_is_done(folders, capsys):
   source, output = folders
   for i in range(3):
     Image.fromarray(_image(i)).save(source / f'{i}.png')
-  predict.predict_folder(_trained(), source, output)
+  predict.predict_folder(make_trained(), source, output)
   before = {p: p.stat().st_mtime_ns for p in output.rglob('*.png')}
   (output / '1.png').unlink()  # as if it had been interrupted here
   Image.fromarray(_image(9)).save(source / '2.png')  # a new picture
   os.utime(source / '2.png', ns=(2**62, 2**62))
   Image.fromarray(_image(3)).save(source / '3.png')
   capsys.readouterr()
-  predict.predict_folder(_trained(), source, output)
+  predict.predict_folder(make_trained(), source, output)
   assert '1 of 4 files are done' in capsys.readouterr().out
   assert (output / '0.png').stat().st_mtime_ns == before[output / '0.png']
   for i, seed in enumerate((0, 1, 9, 3)):
@@ -171,8 +138,8 @@ def test_rerun_keeps_what_is_done(folders, capsys):
 def test_other_weights_do_everything_again(folders):
   source, output = folders
   Image.fromarray(_image()).save(source / 'a.png')
-  predict.predict_folder(_trained(), source, output)
-  predict.predict_folder(_trained(at=0.9), source, output)
+  predict.predict_folder(make_trained(), source, output)
+  predict.predict_folder(make_trained(at=0.9), source, output)
   assert not np.asarray(Image.open(output / 'a.png')).any()
 
 
@@ -196,21 +163,21 @@ def test_same_stem_gives_two_masks(folders):
   source, output = folders
   Image.fromarray(_image(0)).save(source / 'a.png')
   Image.fromarray(_image(1)).save(source / 'a.bmp')
-  predict.predict_folder(_trained(), source, output)
+  predict.predict_folder(make_trained(), source, output)
   for file, seed in (('a.png', 0), ('a.bmp', 1)):
     mask = np.asarray(Image.open(output / f'{file}.png'))
     np.testing.assert_array_equal(mask, _image(seed) > 127)
 
 
 def test_choose_prefers_the_refined_system():
-  trained = _trained(refined_at=0.9)
+  trained = make_trained(refined_at=0.9)
   assert [s.name for s in inference.systems(trained)] == ['U-Net-NO', 'U-Net']
   assert [s.name for s in inference.systems(trained, refine=False)] == [
     'U-Net-NO'
   ]
   assert inference.choose(trained).name == 'U-Net'
   assert inference.choose(trained, refine=False).name == 'U-Net-NO'
-  plain = _trained()
+  plain = make_trained()
   both = trained._replace(
     stages={**trained.stages, 'unet': plain.stages['seg']}
   )
@@ -225,11 +192,11 @@ def test_choose_prefers_the_refined_system():
 
 
 def test_fingerprint_sees_weights_and_step():
-  state = _trained().stages['seg'].state
-  same = inference.fingerprint(_trained().stages['seg'].state)
+  state = make_trained().stages['seg'].state
+  same = inference.fingerprint(make_trained().stages['seg'].state)
   assert inference.fingerprint(state) == same
   later = state.replace(step=jnp.int32(8))
-  other = _trained(at=0.1).stages['seg'].state
+  other = make_trained(at=0.1).stages['seg'].state
   keyed = state.replace(extra={'key': jax.random.key(1)})
   assert len({*map(inference.fingerprint, (state, later, other))}) == 3
   assert inference.fingerprint(keyed) == same
@@ -238,7 +205,7 @@ def test_fingerprint_sees_weights_and_step():
 
 
 def test_predict_images_in_memory():
-  trained = _trained(refined_at=0.5)
+  trained = make_trained(refined_at=0.5)
   trained.config.data.fit = 'squeeze'
   images = [_image(0), _image(1, (SIDE, SIDE, 3)), np.full((40, 16), 180, 'u1')]
   grey = np.repeat(images[1][..., :1], 3, -1)
@@ -261,7 +228,7 @@ def test_predict_images_in_memory():
 @pytest.mark.parametrize('policy', ['crop', 'pad', ''])
 def test_images_that_are_not_square(policy, folders):
   """The answer lies where the image showed it; void where it was not seen."""
-  trained = _trained()
+  trained = make_trained()
   trained.config.data.fit = policy
   image = np.full((SIDE, 3 * SIDE), 30, np.uint8)
   image[:, SIDE : 2 * SIDE] = 220
@@ -287,7 +254,7 @@ def test_deep_images_are_read_as_in_training(folders):
   source, output = folders
   values = np.where(_image(0) > 127, 1200, 100).astype(np.uint16)
   Image.fromarray(values).save(source / 'ct.png')
-  trained = _trained()
+  trained = make_trained()
   trained.config.data.intensity.mode = 'window'
   trained.config.data.intensity.window = (0.0, 3000.0)
   predict.predict_folder(trained, source, output)
@@ -313,7 +280,7 @@ def test_probabilities_are_resized_before_the_arg_max():
 
 
 def test_padding_does_not_change_a_prediction():
-  trained = _trained()
+  trained = make_trained()
   system = inference.choose(trained)
   run = inference.compile_system(system, trained.config, 4)
   batch = np.random.default_rng(0).uniform(-1, 1, (3, SIDE, SIDE, 1))
@@ -329,14 +296,14 @@ def test_padding_does_not_change_a_prediction():
 def test_unusable_folders(folders):
   source, output = folders
   with pytest.raises(UserError, match='holds no image'):
-    predict.predict_folder(_trained(), source, output)
+    predict.predict_folder(make_trained(), source, output)
   with pytest.raises(UserError, match='missing'):
-    predict.predict_folder(_trained(), source / 'x', output)
+    predict.predict_folder(make_trained(), source / 'x', output)
   Image.fromarray(_image()).save(source / 'a.png')
   with pytest.raises(UserError, match='a file'):
-    predict.predict_folder(_trained(), source / 'a.png', output)
+    predict.predict_folder(make_trained(), source / 'a.png', output)
   with pytest.raises(UserError, match='overwrite'):
-    predict.predict_folder(_trained(), source, source)
+    predict.predict_folder(make_trained(), source, source)
   assert not output.exists()
 
 
@@ -349,7 +316,7 @@ def _main(monkeypatch, *args):
 
 def test_exit_codes(monkeypatch, folders, capsys):
   source, output = folders
-  monkeypatch.setattr(predict.workdir, 'load', lambda w: _trained())
+  monkeypatch.setattr(predict.workdir, 'load', lambda w: make_trained())
   where = [f'--images={source}', f'--output={output}', '--workdir=w']
   with pytest.raises(SystemExit) as error:
     _main(monkeypatch, *where)
