@@ -43,6 +43,9 @@ class Findings:
 
   problems: list[Problem] = dataclasses.field(default_factory=list)
   modes: list[str] = dataclasses.field(default_factory=list)  # of image files
+  # Of a label file: colour by id, and colours that stand for no ids.
+  palette: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  colours: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
 
 
 _findings = contextvars.ContextVar('findings', default=None)
@@ -75,6 +78,20 @@ def mention_mode(mode: str) -> None:
   findings = _findings.get()
   if findings is not None:
     findings.modes.append(mode)
+
+
+def mention_palette(palette: dict[int, tuple[int, ...]]) -> None:
+  """Says which colour each id of an indexed label file has."""
+  findings = _findings.get()
+  if findings is not None:
+    findings.palette.update(palette)
+
+
+def mention_colours(colours: Iterable[tuple[int, ...]]) -> None:
+  """Says which colours a label file holds that stand for no ids."""
+  findings = _findings.get()
+  if findings is not None:
+    findings.colours.extend(colours)
 
 
 def from_error(

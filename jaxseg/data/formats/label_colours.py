@@ -131,6 +131,7 @@ def _no_colours(codes, name):
   found, counts = np.unique(codes, return_counts=True)
   found = found[np.argsort(-counts, kind='stable')]
   if len(found) <= 64:
+    problems.mention_colours(tuple(_colour(code)) for code in found)
     names = ['background', *(f'class {i}' for i in range(1, len(found)))]
     line = dict(zip(names, map(_colour, found[:SHOWN]), strict=False))
     more = ', ...' * (len(found) > SHOWN)

@@ -129,6 +129,9 @@ def to_ids(
     new = label_colours.by_palette(found, name, colours, palette[found])
   else:
     new = found
+    if palette is not _GREY and 0 <= found[0] and found[-1] < len(palette):
+      looks = map(tuple, palette[found].tolist())
+      problems.mention_palette(dict(zip(found.tolist(), looks, strict=True)))
   if new.min() < 0 or new.max() > VOID:
     raise _out_of_range(found, counts, name)
   if np.array_equal(new, found) and numbers.dtype == np.uint8:

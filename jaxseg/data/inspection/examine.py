@@ -34,6 +34,8 @@ class Seen(NamedTuple):
     label_digest: stands for the label.
     between: bool [256], ids that look interpolated, see `interpolated`.
     lost: bool [256], ids that are gone at the networks' resolution.
+    palette: colour of each id in the label, where its file is indexed.
+    colours: of a label file whose colours stand for no ids.
   """
 
   id: str
@@ -47,6 +49,8 @@ class Seen(NamedTuple):
   label_digest: bytes = b''
   between: np.ndarray | None = None
   lost: np.ndarray | None = None
+  palette: dict[int, tuple[int, ...]] = {}  # noqa: RUF012  never changed
+  colours: tuple[tuple[int, ...], ...] = ()
 
 
 def examine(
@@ -89,8 +93,12 @@ def examine(
     except (OSError, ValueError, MemoryError) as error:
       message = f'it cannot be read ({error}), expected an image; replace it'
       found.append(Problem(severity, 'unreadable', path, message))
-  modes = tuple(mentioned.modes)
-  return seen._replace(problems=(*found, *mentioned.problems), modes=modes)
+  return seen._replace(
+    problems=(*found, *mentioned.problems),
+    modes=tuple(mentioned.modes),
+    palette=mentioned.palette,
+    colours=tuple(mentioned.colours),
+  )
 
 
 def _see_image(seen, image, path):

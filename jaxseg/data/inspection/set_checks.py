@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxseg.data.formats.images import VOID
+from jaxseg.data.inspection import colour_checks
 from jaxseg.data.inspection.examine import Seen, one_based
 from jaxseg.data.problems import Problem, some
 from jaxseg.data.source import Source
@@ -64,6 +65,7 @@ def about_labels(
     labelled: images whose labels train.
     scored: images whose labels are compared with.
   """
+  yield from colour_checks.about_colours(source, [*labelled, *scored])
   train, both = statistics(labelled), statistics([*labelled, *scored])
   found = set(np.flatnonzero(both.class_pixels).tolist())
   if found == {0, VOID}:
