@@ -235,18 +235,17 @@ def _grouped(source, ids):
 
 
 def _take(source, pool, fraction, budget, rng):
-  """Splits `pool` into (labelled groups of a fraction, the rest)."""
-  groups = _grouped(source, pool)
-  whole = [g for g, ids in groups.items() if all(map(source.has_label, ids))]
-  count = round(fraction * len(whole))
+  """Splits `pool` into (labels of a fraction of the groups, the rest)."""
+  groups = _grouped(source, filter(source.has_label, pool))
+  count = round(fraction * len(groups))
   kept = set(_grouped(source, budget))
   # The other budgets too, while that is possible: each number of labels is
   # then scored on the same images.
   for ids in sorted(source.budgets.values(), key=len):
     more = kept.union(_grouped(source, ids))
-    if len(set(whole) - more) > count:
+    if len(set(groups) - more) > count:
       kept = more
-  able = [g for g in whole if g not in kept]
+  able = [g for g in groups if g not in kept]
   able = [able[i] for i in rng.permutation(len(able))]
   # Rounded, yet never none of a set that has groups to spare.
   count = max(count, int(fraction > 0 and len(able) > 3))

@@ -103,13 +103,16 @@ def test_groups_stay_together(config):
   assert patients(s.val).isdisjoint(patients(s.unlabelled + s.test))
 
 
-def test_unlabelled_images_of_drawn_groups_are_left_out(config):
+@pytest.mark.parametrize('apart', [True, False])
+def test_unlabelled_images_of_drawn_groups_are_left_out(config, apart):
   """Patients of whom only some images have labels, as frames of a video."""
   groups = {id_: f'p{i // 10}' for i, id_ in enumerate(IDS)}
   labels = {id_: PLAIN[id_] for i, id_ in enumerate(IDS) if i % 10 < 4}
   others = [i for i in IDS if i not in labels]
   source = make_source(labels, groups, unlabelled=others)
-  parts = {'all': tuple(labels), 'unlabelled': tuple(others)}
+  parts = {'train': tuple(IDS)}
+  if apart:
+    parts = {'all': tuple(labels), 'unlabelled': tuple(others)}
   source = source._replace(splits=parts)
   s = splits.make_splits(source, config.data, 0)
   assert len(s.test) == 16 and len(s.val) == 8  # of 4 and 2 patients of 20
