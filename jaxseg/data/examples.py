@@ -30,6 +30,10 @@ class Examples:
     self._fit = data_config.fit
     self._weak = data_config.weak
     self._cache = source.cache if data_config.cache else None
+    # What the arrays depend on: one source may serve several configs.
+    self._made_by = {'image': (self._side, self._fit)}
+    self._made_by['label'] = self._made_by['image']
+    self._made_by['weak'] = (self._side, self._fit, str(self._weak))
     self.num_classes = len(source.class_names)
 
   def image(self, id_: str) -> np.ndarray:
@@ -78,12 +82,13 @@ class Examples:
   def _keep(self, kind, id_, array):
     array.flags.writeable = False
     if self._cache is not None:
-      self._cache[kind, id_, self._side] = array
+      self._cache[kind, id_, self._made_by[kind]] = array
     return array
 
   def _get(self, kind, id_):
-    if self._cache is not None and (kind, id_, self._side) in self._cache:
-      return self._cache[kind, id_, self._side]
+    key = kind, id_, self._made_by[kind]
+    if self._cache is not None and key in self._cache:
+      return self._cache[key]
     if kind == 'image':
       return self.keep(kind, id_, self._source.image(id_))
     if kind == 'weak':

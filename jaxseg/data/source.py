@@ -24,7 +24,7 @@ class Source(NamedTuple):
     label: id -> uint8 [H, W] of class ids and 255 (void); None: unlabelled.
     has_label: id -> bool, without decoding anything.
     path: id -> the file, for messages.
-    cache: resized arrays by (kind, id, side), filled by the pipeline.
+    cache: resized arrays by (kind, id, how made), filled by the pipeline.
     in_memory: whether reading a label costs nothing.
     classes_in: id -> bool [256], the ids that its label holds, where that is
       known without decoding it; else None.

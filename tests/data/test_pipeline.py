@@ -272,6 +272,17 @@ def test_copy_paste(stream, config):
   assert moved
 
 
+def test_one_source_serves_several_configs(source, config):
+  """What one config left in the cache is not taken for another's."""
+  config.data.weak.kind = 'boxes'
+  for field, value in (('fit', 'crop'), ('weak.width', 9), ('resolution', 64)):
+    pipeline.Examples(source, config.data).training_label('003')
+    config.update_from_flattened_dict({f'data.{field}': value})
+    found = pipeline.Examples(source, config.data).training_label('003')
+    fresh = pipeline.Examples(source._replace(cache={}), config.data)
+    np.testing.assert_array_equal(found, fresh.training_label('003'))
+
+
 @pytest.mark.parametrize('kind', ['scribbles', 'clicks', 'boxes', 'polygons'])
 def test_weak_labels_train_and_full_ones_score(source, config, kind):
   root = config.data.source.partition(':')[2]
