@@ -286,7 +286,9 @@ def _check_config(source, splits, data_config):
       f'config.data.channels is {data_config.channels}, expected 1 (grey) or '
       '3 (RGB); change --config.data.channels'
     )
-  n = len(splits.unlabelled) + len(splits.labelled)
+  training = _joined([splits.labelled, splits.unlabelled])
+  scored = _joined([splits.val, splits.test, *splits.ood.values()])
+  n = len(training) * (1 + data_config.workers) + len(scored)
   needed = n * side**2 * (data_config.channels + 1)
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if data_config.cache and needed > 0.8 * total:

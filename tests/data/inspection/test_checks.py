@@ -61,6 +61,21 @@ def test_resolution(root, config, side):
     run(root, config)
 
 
+@pytest.mark.parametrize('workers, images', [(0, 14), (2, 34)])
+def test_memory_of_all_that_is_kept(root, config, monkeypatch, workers, images):
+  """10 images train, in each worker too; 4 are scored."""
+  config.data.workers = workers
+  size = {'SC_PAGE_SIZE': 32 * 32 * 2}
+  for more, enough in ((0.1, True), (-0.1, False)):
+    size['SC_PHYS_PAGES'] = (images + more) / 0.8
+    monkeypatch.setattr(checks.os, 'sysconf', size.__getitem__)
+    if enough:
+      run(root, config)
+    else:
+      with pytest.raises(UserError, match='config.data.cache would keep'):
+        run(root, config)
+
+
 def test_memory(root, config, monkeypatch):
   monkeypatch.setattr(checks.os, 'sysconf', lambda name: 100)
   with pytest.raises(UserError, match='config.data.cache would keep'):
