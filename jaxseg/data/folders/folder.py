@@ -1,5 +1,6 @@
 """A user's own folder of images, labels and volumes as a data set."""
 
+import json
 import os
 import pathlib
 import re
@@ -21,6 +22,8 @@ from jaxseg.errors import DataError, UserError
 
 # Labels read to infer the class ids of a folder without class names.
 MAX_INFERENCE_LABELS = 2000
+# Ids below the largest that no label shows; more look like grey levels.
+MOST_ABSENT = 16
 
 
 def load(
@@ -70,7 +73,7 @@ def load(
     root / 'images' if (root / 'images').is_dir() else root, found.files.keys()
   )
   names = classes.names or _infer_names(
-    read_label, [id_ for id_ in paths if has_label(id_)]
+    read_label, [id_ for id_ in paths if has_label(id_)], root, problems
   )
   lists = read_splits(
     root, tuple(paths), has_label, cut.volumes,
@@ -166,20 +169,42 @@ def _label_reader(paths, of_slices, classes):
 
 
 def _infer_names(
-  read_label: Callable[[str], np.ndarray | None], ids: list[str]
+  read_label: Callable[[str], np.ndarray | None],
+  ids: list[str],
+  root: pathlib.Path,
+  problems: list[Problem],
 ) -> tuple[str, ...]:
-  """Returns names up to the largest id in (at most 2000 of) the labels."""
+  """Returns names up to the largest id in (at most 2000 of) the labels.
+
+  Grey levels that stand for classes, such as 0, 128 and 255, become a problem.
+  """
   ids = ids[:: max(1, -(-len(ids) // MAX_INFERENCE_LABELS))]
 
-  def largest(id_):
+  def held(id_):
     try:
       label = read_label(id_)
     except UserError:  # told when the file is checked
-      return 0
-    return int(np.max(label, initial=0, where=label != images.VOID))
+      return np.zeros(256, bool)
+    return np.bincount(label.ravel(), minlength=256) > 0
 
   with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    k = max(2, 1 + max(pool.map(largest, ids), default=1))
+    found = np.any([np.zeros(256, bool), *pool.map(held, ids)], axis=0)
+  present = np.flatnonzero(found[: images.VOID]).tolist()
+  k = max([1, *present]) + 1
+  if k - len(present) > max(MOST_ABSENT, len(present)):
+    line = json.dumps({'values': {str(v): i for i, v in enumerate(present)}})
+    void = ' (255 too, if it is no void)' * bool(found[images.VOID])
+    problems.append(
+      Problem(
+        'refuse',
+        'grey_levels',
+        str(root / 'labels'),
+        f'the labels hold only {len(present)} of the ids 0 to {k - 1} '
+        f'({some(present, 8)}), expected class ids without gaps; if these are '
+        f'grey levels of classes, put {line}{void} into classes.json, and if '
+        'they come of JPEG or smooth resizing, export the labels again',
+      )  # fmt: skip
+    )
   return ('background', *(f'class {i}' for i in range(1, k)))
 
 

@@ -1,5 +1,6 @@
 """One image and its label under the magnifier."""
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -175,7 +176,7 @@ def _unknown_ids(label, pixels, wrong, k, path):
     kind, fix = (
       'one_based',
       (
-        'the ids seem to count from 1; if so put "values": '
+        'the ids seem to count from 1; if so put '
         f'{one_based(k)} into classes.json'
       ),
     )
@@ -195,11 +196,8 @@ def _unknown_ids(label, pixels, wrong, k, path):
 
 
 def one_based(k: int) -> str:
-  """Returns the "values" of classes.json for ids that count from 1."""
-  pairs = [f'"{i + 1}": {i}' for i in range(k)]
-  if k > 4:
-    pairs = [*pairs[:2], '...', pairs[-1]]
-  return f'{{{", ".join(pairs)}}}'
+  """Returns what classes.json holds for ids that count from 1."""
+  return json.dumps({'values': {str(i + 1): i for i in range(k)}})
 
 
 def interpolated(

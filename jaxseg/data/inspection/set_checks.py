@@ -13,6 +13,7 @@ from jaxseg.data.problems import Problem, some
 from jaxseg.data.source import Source
 
 MAX_EMPTY = 0.9  # share of labels that may be all 0
+FEW_BETWEEN = 8  # ids that may look interpolated
 DOMINANT = 0.999  # share of the pixels of one class
 FIT_CHOICES = (
   '--config.data.fit=crop (the centre), pad (with void) or squeeze (sides '
@@ -73,7 +74,7 @@ def about_labels(
       'refuse', 'black_and_white', source.name,
       f'the {both.labels} label files hold only 0 and 255, and 255 means void '
       'here, expected class ids; if the white pixels of black-and-white masks '
-      'are class 1, put "values": {"255": 1} into classes.json',
+      'are class 1, put {"values": {"255": 1}} into classes.json',
     )  # fmt: skip
     return
   yield from _about_files(source, labelled, 'labelled', train)
@@ -146,14 +147,14 @@ def _classes_missing(source, train, both):
   if names:
     yield Problem(
       'note', 'class_missing', source.name,
-      f'no labelled image shows {", ".join(names)}; more labels or another '
-      'seed may',
+      f'no labelled image shows {some(names, 20)}; more labels or another seed '
+      'may',
     )  # fmt: skip
   if k > 2 and not both.class_pixels[0] and both.class_pixels[1:k].all():
     yield Problem(
       'note', 'one_based', source.name,
       f'no label holds 0, all other ids to {k - 1} occur, expected ids from '
-      f'0; if they count from 1 put "values": {one_based(k - 1)} into '
+      f'0; if they count from 1 put {one_based(k - 1)} into '
       'classes.json',
     )  # fmt: skip
 
@@ -167,11 +168,12 @@ def _mixed_white(source, seen, both):
   white = [s.id for s in white if s.pixels[0]]
   mixed = [s for s in with_label if s.pixels[VOID] and s.pixels[1]]
   if white and not mixed and both.class_pixels[1]:
+    few = len(white) <= both.class_images[1]
     yield Problem(
-      'note', 'black_and_white', source.name,
+      'note' if few else 'refuse', 'black_and_white', source.name,
       f'{len(white)} labels hold 0 and 255 ({some(white)}), the others 0 and '
       '1, and 255 means void, expected one coding; if white is class 1, put '
-      '"values": {"1": 1, "255": 1} into classes.json',
+      '{"values": {"1": 1, "255": 1}} into classes.json',
     )  # fmt: skip
 
 
@@ -179,7 +181,18 @@ def _interpolated(source, seen, both):
   """Ids that look interpolated in nearly all labels that hold them."""
   between = [s.between for s in seen if s.between is not None]
   between = np.array(between, bool).reshape(-1, 256).sum(0)
-  for i in np.flatnonzero(between >= 0.9 * np.maximum(both.class_images, 1)):
+  found = np.flatnonzero(between >= 0.9 * np.maximum(both.class_images, 1))
+  present = np.count_nonzero(both.class_images[:VOID])
+  if len(found) > max(FEW_BETWEEN, present / 4):
+    yield Problem(
+      'refuse', 'interpolated_ids', source.name,
+      f'the labels hold {present} ids, {len(found)} of them only in thin '
+      'lines between lower and higher ids, as in photographs or after JPEG or '
+      'smooth resizing, expected class ids; export the labels again as PNG, '
+      'resized with nearest neighbour',
+    )  # fmt: skip
+    return
+  for i in found:
     yield Problem(
       'note', 'interpolated_ids', source.name,
       f'{_name(source, i)} occurs only in thin lines between lower and higher '
