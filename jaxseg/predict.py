@@ -78,6 +78,7 @@ def predict_folder(
   todo = [n for n in names if not table.has(images / n, names[n])]
   if len(todo) < len(names):
     writers.say(f'{len(names) - len(todo)} of {len(names)} files are done')
+  _tell_of_loose_slices(images, todo)
   bad = []
   counts = _count_pictures(images, todo, trained.config, bad)
   total = sum(counts.values())
@@ -179,6 +180,16 @@ class _Table:
     table.writeheader()
     table.writerows(self._rows[file] for file in sorted(self._rows))
     image_files.write_atomically(self._path, text.getvalue().encode())
+
+
+def _tell_of_loose_slices(folder, files):
+  if loose := predict_files.loose_slices(folder, files):
+    writers.say(
+      f'{folder}: {len(loose)} DICOM files are of one series with another '
+      f'({loose[0]}, ...), yet each is labelled as a volume of its own, with '
+      'grey values of its own; move each series to its own folder for one '
+      'label volume'
+    )
 
 
 @contextlib.contextmanager

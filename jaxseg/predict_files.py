@@ -96,6 +96,14 @@ def list_files(folder: Path) -> list[str]:
   return files
 
 
+def loose_slices(folder: Path, files: Sequence[str]) -> list[str]:
+  """Names the DICOM files that are of one series with another of the files."""
+  names = [file for file in files if not _is_image(file)]
+  series = {name: slices.series_of(folder / name) for name in names}
+  sizes = collections.Counter(series.values())
+  return [name for name in names if series[name] and sizes[series[name]] > 1]
+
+
 def output_names(files: Sequence[str]) -> dict[str, str]:
   """Maps file names to mask names: the same stem, '.png' or '.nii.gz'.
 

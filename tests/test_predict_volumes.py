@@ -233,6 +233,19 @@ def test_images_and_volumes_share_batches(folders, monkeypatch):
   np.testing.assert_array_equal(_array(output / 'b.nii.gz'), bright)
 
 
+def test_slices_that_lie_loose_are_told(folders, capsys):
+  source, output = folders
+  _write_dicom(source, _values())
+  _write_dicom(source, _values()[..., :1], '9.8.7', first=20)  # an X-ray
+  _write_dicom(source / 'good', _values())
+  assert predict.predict_folder(make_trained(), source, output) == []
+  told = [x for x in capsys.readouterr().out.splitlines() if 'DICOM' in x]
+  assert len(told) == 1 and f'{source}: 5 DICOM files are of one' in told[0]
+  assert len(_rows(output)) == 7
+  predict.predict_folder(make_trained(), source, output)
+  assert 'DICOM' not in capsys.readouterr().out
+
+
 def test_trust_is_the_mean_of_the_slices(folders):
   source, output = folders
   values = _values()

@@ -93,7 +93,7 @@ def cut(
     if options.skip_empty and label is not None:
       ids = _without_empty(ids, read)
     found.volumes[name] = tuple(ids)
-    group = first_of_series.setdefault(_series(path) or name, name)
+    group = first_of_series.setdefault(series_of(path) or name, name)
     found.groups.update(dict.fromkeys(ids, group))
     for id_, i in ids.items():
       found.images[id_] = functools.partial(read.image, i)
@@ -173,8 +173,8 @@ def _open(path, axis, severity, found):
   return volume
 
 
-def _series(path):
-  """Returns the series of a single DICOM file, or None."""
+def series_of(path: pathlib.Path) -> str | None:
+  """Returns the series of a single DICOM file; None: not known, or another."""
   if path.is_dir() or not dicom.is_dicom(path):
     return None
   try:
