@@ -8,17 +8,19 @@ are refused.
 
 import inspect
 import math
+import os
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import methods
-from jaxseg.data import transforms, views, weak
+from jaxseg.data import fit, transforms, views, weak
 from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError, friendly
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
+WORKERS_PER_CORE = 8
 
 
 def default() -> ConfigDict:
@@ -178,18 +180,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  size = config.data.resolution
-  if size not in RESOLUTIONS:
-    raise UserError(
-      f'config.data.resolution is {size}, must be a power of two from '
-      f'{RESOLUTIONS[0]} to {RESOLUTIONS[-1]}; '
-      f'{min(RESOLUTIONS, key=lambda r: abs(r - size))} is the nearest.'
-    )
-  if config.data.channels not in (1, 3):
-    raise UserError(
-      f'config.data.channels is {config.data.channels}, must be 1 (grey) or 3 '
-      '(RGB).'
-    )
+  check_data(config.data)
   if not config.stages:
     raise UserError(
       'config.stages is empty; a config adds stages with add_stages(), as '
@@ -203,29 +194,65 @@ def check(config: ConfigDict) -> None:
         f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
       )
   _check_numbers(config, 'config')
-  intensity.from_config(config.data.intensity)
+
+
+def check_data(data: ConfigDict) -> None:
+  """Refuses values of `config.data` that cannot work; opens no file.
+
+  Raises:
+    UserError: as `check`.
+  """
+  where, size = 'config.data', data.resolution
+  if size not in RESOLUTIONS:
+    raise UserError(
+      f'{where}.resolution is {size}, must be a power of two from '
+      f'{RESOLUTIONS[0]} to {RESOLUTIONS[-1]}; '
+      f'{min(RESOLUTIONS, key=lambda r: abs(r - size))} is the nearest.'
+    )
+  _check_numbers(data, where)
+  for value, name, allowed in (
+    (data.channels, 'channels', (1, 3)),
+    (data.fit, 'fit', fit.POLICIES),
+    (data.labelled_by, 'labelled_by', ('image', 'group')),
+    (data.volume.axis, 'volume.axis', (0, 1, 2)),
+  ):
+    if value not in allowed:
+      raise UserError(
+        f'{where}.{name} is {value!r}, must be one of '
+        f'{", ".join(map(repr, allowed))}.'
+      )
+  most = WORKERS_PER_CORE * (os.cpu_count() or 1)
+  if data.workers > most:
+    raise UserError(
+      f'{where}.workers is {data.workers}, must be at most {most}, '
+      f'{WORKERS_PER_CORE} for each core: each is a process of its own.'
+    )
+  intensity.from_config(data.intensity)
   for module, name in (
     (transforms, 'augment'), (views, 'strong'), (weak, 'weak'),
   ):  # fmt: skip
-    module.check(config.data[name])
-  if config.data.weak.kind and config.data.augment.copy_paste:
+    module.check(data[name])
+  if data.weak.kind and data.augment.copy_paste:
     raise UserError(
-      f'config.data.weak.kind is {config.data.weak.kind!r} and '
-      'config.data.augment.copy_paste is on, but objects can only be cut out '
-      'along full masks; set one of them to nothing.'
+      f'{where}.weak.kind is {data.weak.kind!r} and {where}.augment.copy_paste '
+      'is on, but objects can only be cut out along full masks; set one of '
+      'them to nothing.'
     )
 
 
 _AT_LEAST_ONE = ('total_steps', 'batch_size', 'log_every', 'keep_checkpoints')
 _MAY_BE_NEGATIVE = ('mesh.data',)
+_PAIRS = ('.percentiles', '.window', '.cutmix_area')
 
 
 def _check_numbers(fields: ConfigDict, path: str) -> None:
-  """Every number is finite and not negative; counts are at least 1."""
+  """Every number is finite and not negative; counts are at least 1; lists."""
   for name, value in fields.items():
     where = f'{path}.{name}'
     if isinstance(value, ConfigDict):
       _check_numbers(value, where)
+    elif isinstance(value, tuple):
+      _check_entries(value, where)
     elif isinstance(value, bool) or not isinstance(value, int | float):
       continue
     elif not math.isfinite(value):
@@ -235,6 +262,19 @@ def _check_numbers(fields: ConfigDict, path: str) -> None:
     ):
       least = 'at least 1' if name in _AT_LEAST_ONE else '0 or more'
       raise UserError(f'{where} is {value}, must be {least}.')
+
+
+def _check_entries(value: tuple, where: str) -> None:
+  """Lists hold texts, but for pairs of numbers."""
+  numbers = where.endswith(_PAIRS)
+  kind = int | float if numbers else str
+  for entry in value:
+    if not isinstance(entry, kind) or isinstance(entry, bool) or entry == '':
+      example = '(0.5, 99.5)' if numbers else "('a', 'b')"
+      raise UserError(
+        f'{where} holds {entry!r}, must be '
+        f'{"numbers" if numbers else "texts"}, such as {example}.'
+      )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

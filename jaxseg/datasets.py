@@ -232,10 +232,11 @@ def _define_flags(to=flags.FLAGS):
         'config', jaxseg_config.default(), flag_values=to, lock_config=True
       )
     except (AttributeError, KeyError) as error:
-      field = str(error).strip('"\'')
+      # 'NAME', or "'NAME'\nDid you mean ...", quoted once more by KeyError.
+      field = ' '.join(str(error.args[0]).replace('"', "'").split())
       raise UserError(
-        f'--config has no field {field!r}, expected one of jaxseg/config.py, '
-        'such as --config.data.channels=1; correct it'
+        f'--config has no field {field.strip(chr(39))}, expected one of '
+        'jaxseg/config.py, such as --config.data.channels=1; correct it'
       ) from error
   string, whole = flags.DEFINE_string, flags.DEFINE_integer
   define(string, 'manual_dir', None, 'Folder of the unpacked archives.')
@@ -267,6 +268,7 @@ def _data_config(args, text) -> ConfigDict:
       data[name] = args[name].value
   if args.axis is not None:
     data.volume.axis = args.axis
+  jaxseg_config.check_data(data)
   return data
 
 
@@ -324,6 +326,9 @@ def main(argv: list[str]) -> int:
 def _check(args, what):
   data = _data_config(args, what)
   report = check_source(data)
+  writers.say(tables.problem_table(report.problems))
+  if report.statistics is not None:
+    writers.say('\n' + tables.statistics_table(*report[1:]))
   if args.json:
     content = tables.report_json(data.source, *report)
     with _writing(args.json):
@@ -332,9 +337,6 @@ def _check(args, what):
   if args.csv:
     with _writing(args.csv):
       problems.write_report(args.csv, report.problems)
-  writers.say(tables.problem_table(report.problems))
-  if report.statistics is not None:
-    writers.say('\n' + tables.statistics_table(*report[1:]))
   return 3 if any(p.severity == 'refuse' for p in report.problems) else 0
 
 

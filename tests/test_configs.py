@@ -9,6 +9,7 @@ import pytest
 
 from jaxseg import config as jaxseg_config
 from jaxseg import workdir
+from jaxseg.errors import UserError
 from jaxseg.methods import perceptual
 
 FOLDER = Path(__file__).parents[1] / 'configs'
@@ -62,3 +63,28 @@ def test_config(name, arg):
 def test_unknown_argument_is_refused(name, arg):
   with pytest.raises(ValueError, match=arg.split(',')[-1]):
     load(name, arg)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [
+    ('fit', 'centre', "fit is 'centre', must be one of '', 'crop', 'pad'"),
+    ('labelled_by', 'patient', "must be one of 'image', 'group'"),
+    ('volume.axis', 3, 'volume.axis is 3, must be one of 0, 1, 2'),
+    ('workers', 10_000, 'workers is 10000, must be at most'),
+    ('resolution', 100, '128 is the nearest'),
+    ('channels', 4, 'channels is 4, must be one of 1, 3'),
+    ('ood_sources', (3,), 'ood_sources holds 3, must be texts'),
+    ('unlabelled', ('',), "unlabelled holds '', must be texts"),
+    ('intensity.percentiles', ('a', 'b'), "holds 'a', must be numbers"),
+    ('intensity.mode', 'Auto', 'must be one of auto'),
+    ('weak.kind', 'scribble', 'one of scribbles'),
+  ],
+)
+def test_fields_of_data(field, value, sentence):
+  data = jaxseg_config.default().data.unlock()
+  jaxseg_config.check_data(data)
+  *group, name = field.split('.')
+  (data[group[0]] if group else data)[name] = value
+  with pytest.raises(UserError, match=f'^config.data.*{sentence}'):
+    jaxseg_config.check_data(data)

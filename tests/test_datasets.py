@@ -329,6 +329,12 @@ def test_prepare(main, cells, tmp_path):
     (('list', '--json=x'), '--json is no flag of list'),
     (('check', '.', '--output=x.png'), '--output is no flag of check'),
     (('check', '.', '--jsn=x'), 'jsn'),
+    (('check', '.', '--fit=centre'), "data.fit is 'centre', must be one of"),
+    (('check', '.', '--resolution=100'), '128 is the nearest'),
+    (('show', '.', '--channels=2', '--output=x.png'), 'channels is 2'),
+    (('check', '.', '--config.data.weak.kind=box'), 'data.weak.kind'),
+    (('check', '.', '--config.data.ood_sources=(3,)'), 'holds 3, must be'),
+    (('check', '.', '--config.data.chanels=1'), "Did you mean 'channels'"),
     (('show', '.', '--output=x.png', '--images=-1'), 'images'),
   ],
 )
