@@ -1,5 +1,6 @@
 """Opens data sets by the names that configs and command lines use."""
 
+import difflib
 import pathlib
 from typing import Any
 
@@ -31,7 +32,9 @@ def load(data_config: Any) -> Source:
       f'config.data.channels is {data_config.channels}, expected 1 (grey) or '
       '3 (RGB); change --config.data.channels'
     )
-  source = _open(data_config.source, 'config.data.source', data_config)
+  source = _open(
+    data_config.source, 'config.data.source', data_config, data_config.group_by
+  )
   maps = _named(data_config.ood_classes, ':', 'ood_classes')
   sets = _named(data_config.ood_sources, '=', 'ood_sources')
   unknown = sorted(set(maps) - set(sets))
@@ -46,8 +49,8 @@ def load(data_config: Any) -> Source:
   return source
 
 
-def _open(spec, field, data_config):
-  """Opens one set."""
+def _open(spec, field, data_config, group_by=''):
+  """Opens one set; groups of sets that are only scored say nothing."""
   channels = data_config.channels
   values = intensity.from_config(data_config.intensity)
   kind, _, path = spec.partition(':')
@@ -59,7 +62,7 @@ def _open(spec, field, data_config):
     return folder.load(
       pathlib.Path(path).expanduser(), channels,
       intensity=values, volume=data_config.volume,
-      group_by=data_config.group_by,
+      group_by=group_by,
     )  # fmt: skip
   if kind in BUILDERS:
     return prepared.open_prepared(
@@ -67,8 +70,25 @@ def _open(spec, field, data_config):
     )
   raise UserError(
     f"{field} is {spec!r}, expected one of 'digits', 'avatars', "
-    f"'folder:PATH', {', '.join(map(repr, BUILDERS))}; change --{field}"
+    f"'folder:PATH', {', '.join(map(repr, BUILDERS))}; "
+    f'{_meant(spec) or f"change --{field}"}'
   )
+
+
+def _meant(spec):
+  """Says what a source that is none was probably meant to be, or ''."""
+  kind, colon, rest = spec.partition(':')
+  if spec and pathlib.Path(spec).expanduser().exists():
+    return f"write 'folder:{spec}' for that folder"
+  known = ('digits', 'avatars', 'folder', *BUILDERS)
+  near = difflib.get_close_matches(kind.lower(), known, 1, 0.7) or [
+    name for name in BUILDERS if kind and name.startswith(kind.lower())
+  ]
+  if not near:
+    return ''
+  if near[0] == 'folder':
+    return f'write {"folder:" + (rest or "PATH")!r}'
+  return f'write {near[0] + colon + rest!r}'
 
 
 def _named(entries, separator, field):
@@ -102,7 +122,12 @@ def class_map(
   """
   renamed = {name: name for name in theirs}
   for entry in filter(None, changes.split(',')):
-    their, _, our = (part.strip() for part in entry.partition('='))
+    their, equals, our = (part.strip() for part in entry.partition('='))
+    if not equals:
+      raise UserError(
+        f'config.data.ood_classes holds {entry!r}, expected their class = our '
+        f"class, such as '{theirs[-1]}={ours[-1]}'; correct it"
+      )
     for name, known in ((their, theirs), (our, (*ours, 'void'))):
       if name not in known:
         raise UserError(

@@ -129,3 +129,34 @@ def test_ood_mistakes(load, chest, other):
     (other / f'labels/{i}.png').unlink()
   with pytest.raises(UserError, match='no labelled image'):
     load(chest, ood_sources=(f'clinic=folder:{other}',))
+
+
+@pytest.mark.parametrize(
+  ('spec', 'meant'),
+  [
+    ('digit', "write 'digits'"),
+    ('voc', "write 'voc2012'"),
+    ('VOC2012:aug', "write 'voc2012:aug'"),
+    ('city_scapes', "write 'cityscapes'"),
+    ('folder', "write 'folder:PATH'"),
+    ('Folder:x', "write 'folder:x'"),
+    ('faces', 'change --config.data.source'),
+  ],
+)
+def test_what_was_meant(load, spec, meant):
+  with pytest.raises(UserError, match=f'{meant}$'):
+    load(spec)
+
+
+def test_a_bare_path_is_told_of(load, chest, other):
+  with pytest.raises(UserError, match=f"write 'folder:{other}'"):
+    load(str(other))
+  with pytest.raises(UserError, match=f"ood_sources is .*'folder:{other}'"):
+    load(chest, ood_sources=(f'x={other}',))
+
+
+def test_groups_of_sets_that_are_only_scored(load, chest, other):
+  """Their names need not have the form of those that train."""
+  fields = {'group_by': r'^(00.|01.)', 'ood_sources': (f'x=folder:{other}',)}
+  opened = load(chest, **fields)
+  assert opened.groups['003'] == '003' and len(opened.splits['ood_x']) == 2

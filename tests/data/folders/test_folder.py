@@ -151,7 +151,7 @@ def test_missing_and_empty_folders(tmp_path):
   with pytest.raises(DataError, match='folder is missing'):
     folder.load(tmp_path / 'nowhere', 1)
   (tmp_path / 'file').touch()
-  with pytest.raises(DataError, match="the data folder is a file, .*unpack it"):
+  with pytest.raises(DataError, match='the data folder is a file, .*unpack it'):
     folder.load(tmp_path / 'file', 1)
   root = tmp_path / 'set'
   root.mkdir()
@@ -264,8 +264,8 @@ def test_group_by(write_folder):
   (root / 'splits.json').write_text(
     json.dumps({'train': ['000'], 'groups': {'000': 'anna'}})
   )
-  opened = folder.load(root, 1, group_by=r'^(.)')
-  assert opened.groups['000'] == 'anna' and opened.groups['001'] == '0'
+  opened = folder.load(root, 1, group_by=r'(.)$')
+  assert opened.groups['000'] == 'anna' and opened.groups['001'] == '1'
 
 
 @pytest.mark.parametrize(
@@ -274,6 +274,7 @@ def test_group_by(write_folder):
     ('(', 'no regular expression'),
     ('abc', 'with a group in parentheses'),
     ('(patient)', 'found in no name'),
+    ('^(0)', "all 4 images the one group '0', expected several"),
   ],
 )
 def test_bad_group_by(write_folder, group_by, sentence):
