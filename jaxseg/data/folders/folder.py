@@ -259,9 +259,8 @@ def _groups(
       f'{field}, which is found in no name of an image '
       f'({printable(some(without, 3))}), expected one that is in each; {fix}'
     )
-  if not (of_volume or without) and len(set(groups.values())) < min(
-    2, len(paths)
-  ):
+  one = len(paths) > 1 and len(set(groups.values())) == 1
+  if one and not (of_volume or without):
     raise UserError(
       f'{field}, which gives all {len(paths)} images the one group '
       f'{next(iter(groups.values()))!r}, expected several; {fix}'

@@ -274,7 +274,7 @@ def test_group_by(write_folder):
     ('(', 'no regular expression'),
     ('abc', 'with a group in parentheses'),
     ('(patient)', 'found in no name'),
-    ('^(0)', "all 4 images the one group '0', expected several"),
+    ('^(0)', "all 2 images the one group '0', expected several"),
   ],
 )
 def test_bad_group_by(write_folder, group_by, sentence):
