@@ -74,7 +74,7 @@ def predict_folder(
     )
   (output / 'overlays').mkdir(parents=True, exist_ok=True)
   system = choose(trained, stage, refine)
-  table = _Table(output, system, trained.class_names)
+  table = _Table(output, system, trained)
   todo = [n for n in names if not table.has(images / n, names[n])]
   if len(todo) < len(names):
     writers.say(f'{len(names) - len(todo)} of {len(names)} files are done')
@@ -131,7 +131,8 @@ class _Answer:
 class _Table:
   """predictions.csv, and which of its rows still hold."""
 
-  def __init__(self, output, system, class_names):
+  def __init__(self, output, system, trained):
+    class_names, data = trained.class_names, trained.config.data
     self._path = output / 'predictions.csv'
     self._output = output
     self._fields = ['file', 'mask', 'trust', 'seconds'] + [
@@ -144,6 +145,8 @@ class _Table:
       'stage': system.stage,
       'weights': fingerprint(system.state),
       'classes': list(class_names),
+      'intensity': json.loads(data.intensity.to_json()),
+      'fit': data.fit,
     }
     with_same = made_by.exists() and _read_json(made_by) == identity
     if with_same and self._path.exists():
@@ -253,9 +256,27 @@ def _define_flags(to=flags.FLAGS):
   define(string, 'stage', None, 'Stage that labels; default: one that refines.')
   define(flags.DEFINE_bool, 'refine', True, 'Use test-time optimisation.')
   define(
+    flags.DEFINE_list, 'window', None,
+    'LOWEST,HIGHEST value shown, where training read slices that were windowed '
+    'before (the prepared set "liver"); default: as config.data.intensity.',
+  )  # fmt: skip
+  define(
     flags.DEFINE_integer, 'batch_size', None, 'Images or slices at a time.',
     lower_bound=1,
   )  # fmt: skip
+
+
+def _show_window(config, window):
+  """Sets `config.data.intensity` to the window of the command line."""
+  try:
+    low, high = map(float, window)
+  except ValueError:
+    raise UserError(
+      f'--window is {",".join(window)!r}, expected the lowest and the highest '
+      'value shown, e.g. --window=-150,250'
+    ) from None
+  config.data.intensity.mode = 'window'
+  config.data.intensity.window = (low, high)
 
 
 def main(argv: list[str]) -> int:
@@ -268,8 +289,11 @@ def main(argv: list[str]) -> int:
       if not args[name].value:
         raise UserError(f'--{name} is missing; add --{name}=FOLDER')
     predict_files.list_files(Path(args.images))  # before the slow part
+    trained = workdir.load(args.workdir)
+    if args.window:
+      _show_window(trained.config, args.window)
     bad = predict_folder(
-      workdir.load(args.workdir), args.images, args.output, args.stage,
+      trained, args.images, args.output, args.stage,
       args.refine, args.batch_size,
     )  # fmt: skip
     if bad:

@@ -259,10 +259,15 @@ def test_deep_images_are_read_as_in_training(folders):
   trained.config.data.intensity.window = (0.0, 3000.0)
   predict.predict_folder(trained, source, output)
   assert not np.asarray(Image.open(output / 'ct.png')).any()  # 1200 is dark
-  trained.config.data.intensity.window = (0.0, 1500.0)
-  (output / 'predictions.csv').unlink()
+  # Another window is another answer: what is there is done anew.
+  predict._show_window(trained.config, ['0', '1500'])
   predict.predict_folder(trained, source, output)
   np.testing.assert_array_equal(Image.open(output / 'ct.png'), values > 1000)
+
+
+def test_window_of_the_command_line():
+  with pytest.raises(UserError, match="--window is '1', expected the lowest"):
+    predict._show_window(make_trained().config, ['1'])
 
 
 def test_probabilities_are_resized_before_the_arg_max():

@@ -21,7 +21,8 @@ by the order of the numbers in their names; sorting them by position tears the
 pairs apart. In the labels of MR the liver is 63 (by CHAOS's rule, above 55 up
 to 70), other organs are background; in those of CT it is 255.
 
-CT is shown in a window of -150 to 250 HU. MR has no units: the percentiles 0.5
+CT is shown in a window of -150 to 250 HU (`python -m jaxseg.predict
+--window=-150,250` shows new volumes alike). MR has no units: the percentiles 0.5
 and 99.5 of each volume become black and white.
 """
 
