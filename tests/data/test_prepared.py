@@ -158,6 +158,25 @@ def test_large_images_are_reduced(cells, tmp_path):
   ).shape == (8, 10, 3)
 
 
+@pytest.mark.parametrize('max_side', [0, 5])
+def test_photographs_turned_by_their_tag(cells, tmp_path, max_side):
+  """The label must fit the image as it is read, not as it is stored."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  path = cells / 'photo_d1_b.jpg'
+  Image.open(path).save(path, exif=exif)
+  data_dir = str(tmp_path / 'sets')
+  with pytest.raises(UserError, match='d1_b: the label .* 10x8 .* image 8x10'):
+    prepared.prepare('cells', cells, data_dir, max_side=max_side)
+  mask = cells / 'mask_d1_b.png'
+  Image.open(mask).transpose(Image.Transpose.ROTATE_270).save(mask)
+  prepared.prepare('cells', cells, data_dir, max_side=max_side)
+  source = prepared.open_prepared('cells', 3, data_dir=data_dir)
+  side = max_side or 10
+  assert source.image('d1_b').shape[:2] == (side, side * 8 // 10)
+  assert source.label('d1_b').shape == (side, side * 8 // 10)
+
+
 def test_unknown_names(cells, tmp_path):
   with pytest.raises(UserError, match="'sells' is no data set .* cells"):
     prepared.prepare('sells', cells, str(tmp_path))

@@ -206,6 +206,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     image = io.BytesIO(image) if isinstance(image, bytes) else _png(image)
     with Image.open(image) as opened:
       width, height = opened.size
+      # Of a PNG without the tag, `getexif` would decode all pixels.
+      may_be_turned = opened.format != 'PNG' or 'exif' in opened.info
+      if may_be_turned and opened.getexif().get(0x0112, 1) > 4:
+        width, height = height, width  # as readers see it
     image.seek(0)
     if record.label is None:
       label = np.full((height, width), 255, np.uint8)
