@@ -51,7 +51,8 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   scoring: unlabelled images of a group that is drawn to be scored are left
   out. Labelled images are drawn group by group in one order that depends
   on the seed alone, so that the first 30 of 150 are the 30; the order keeps
-  every class as frequent as in the whole and starts with each class once. An
+  every class as frequent as in the whole and starts with each class once, and
+  so does that within a group of which only a part is needed. An
   official budget of exactly `num_labelled` images (or groups, as
   `labelled_by` says) is preferred.
 
@@ -287,7 +288,19 @@ def _labelled(source, pool, data_config, budget, seed):
   ordered = _stratified_order(source, groups, seed, n)
   if by_group:
     return tuple(id_ for group in ordered[:n] for id_ in group)
-  return tuple(id_ for group in ordered for id_ in group)[:n]
+  labelled = []
+  for group in ordered:
+    if len(labelled) < n:
+      labelled += _in_fair_order(source, group, seed, n - len(labelled))
+  return tuple(labelled[:n])
+
+
+def _in_fair_order(source, ids, seed, n):
+  """Orders a group: the first slices of a volume alone may show nothing."""
+  if len(ids) == 1:
+    return ids
+  ordered = _stratified_order(source, [[id_] for id_ in ids], seed, n)
+  return [id_ for (id_,) in ordered]
 
 
 def _why_no_labels(found):

@@ -133,6 +133,23 @@ def test_budgets_are_scored_on_the_same_images(config):
   assert set(drawn[0].test + drawn[0].val).isdisjoint(IDS[:4] + IDS[:60:12])
 
 
+def test_part_of_a_group_is_stratified(config):
+  """30 slices of a volume are not its first 30, which show no organ."""
+  groups = {id_: f'volume {i // 100}' for i, id_ in enumerate(IDS)}
+  labels = {id_: [0, 1] if i % 100 > 60 else [0] for i, id_ in enumerate(IDS)}
+  labels[IDS[90]] = labels[IDS[190]] = [0, 2]
+  drawn = []
+  for n in (2, 10, 100, 150):
+    config.data.num_labelled = n
+    source = make_source(labels, groups, train=IDS, val=[], test=[])
+    drawn.append(splits.make_splits(source, config.data, 3).labelled)
+    assert {c for i in drawn[-1] for c in labels[i]} == {0, 1, 2}
+  assert sum(1 in labels[i] for i in drawn[1]) in (3, 4, 5)
+  assert len({groups[i] for i in drawn[2]}) == 1
+  for small, large in zip(drawn, drawn[1:], strict=False):
+    assert large[: len(small)] == small
+
+
 def test_official_budget_wins(config):
   budgets = {'4': ('009', '001', '007', '003')}
   source = make_source(PLAIN, budgets=budgets)
