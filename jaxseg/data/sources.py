@@ -195,7 +195,12 @@ def _join(source, name, other, changes):
     has_label=either(source.has_label, other.has_label),
     path=either(source.path, other.path),
     in_memory=source.in_memory and other.in_memory,
-    problems=source.problems + other.problems,
+    # What is left out there is no image that trains here.
+    problems=source.problems
+    + tuple(
+      p._replace(severity='note') if p.severity == 'skip' else p
+      for p in other.problems
+    ),
   )
 
 

@@ -101,6 +101,13 @@ def test_ood_source(load, chest, other, config):
   assert not any('clinic' in i for i in (*s.unlabelled, *s.val, *s.test))
 
 
+def test_unlabelled_ood_files_leave_nothing_out_of_training(load, chest, other):
+  (other / 'images/picture.gif').write_bytes(b'GIF89a')
+  source = load(chest, ood_sources=(f'clinic=folder:{other}',))
+  (problem,) = [p for p in source.problems if p.kind == 'format']
+  assert problem.severity == 'note'
+
+
 def test_ood_classes_by_name(load, chest, other):
   table = sources.class_map(('a', 'b', 'c'), ('c', 'a'), 'a=void')
   assert table[:4].tolist() == [255, 255, 0, 255]
