@@ -115,6 +115,14 @@ def prepare(
     + ', '.join(f'{n:,} {name}' for name, n in counts.items())
     + f') to {folder}'
   )
+  optional = getattr(builder.builder_config, 'optional', {})
+  absent = [name for name in optional if name not in counts]
+  if absent:
+    _say(
+      f'{spec}: {", ".join(absent)} will be missing, as the archives are not '
+      f'where `python -m jaxseg.datasets list {spec}` wants them in '
+      f'{manual_dir}; that may be meant'
+    )
   if folder.exists():
     shutil.rmtree(folder)
     builder = find_builder(spec, data_dir)

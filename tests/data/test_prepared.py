@@ -125,7 +125,9 @@ def test_counts(cells, tmp_path):
 
 
 def test_missing_archive(cells, tmp_path):
-  with pytest.raises(UserError, match='nowhere: the folder .*the cell bank'):
+  with pytest.raises(
+    UserError, match='nowhere: --manual_dir is missing.*the cell bank'
+  ):
     prepared.prepare('cells', tmp_path / 'nowhere', str(tmp_path))
 
 

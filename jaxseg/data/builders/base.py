@@ -17,7 +17,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
+from jaxseg.data.builders import layout
 from jaxseg.errors import DataError, UserError
+
+# Near the end of files that were copied whole; what is cut off lacks them.
+_LAST = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'}
+_TAIL = 64
 
 
 class Record(NamedTuple):
@@ -98,10 +103,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def missing(self, path: Path, what: str) -> UserError:
     """Returns the error for a file or folder of the layout that is absent."""
-    return UserError(
-      f'{path}: {what} of {self.name} is missing; '
-      f'{" ".join(self.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}'
-    )
+    mend = layout.advice(path)
+    if mend:
+      mend += f' (all of it: python -m jaxseg.datasets list {self.name})'
+    else:
+      mend = ' '.join(self.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+    return UserError(f'{path}: {what} of {self.name} is missing; {mend}')
 
   def require(self, path: Path, what: str) -> Path:
     """Returns `path`; raises `missing` where there is nothing."""
@@ -119,7 +126,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       UserError: another layout, an id twice, or other counts than
         `Config.counts` unless `allow_partial`.
     """
-    splits = self.scan(self.require(root, 'the folder'))
+    if not root.is_dir():
+      found = 'is no folder' if root.exists() else 'is missing'
+      raise UserError(
+        f'{root}: --manual_dir {found}, expected that of the unpacked archives '
+        f'of {self.name}; '
+        f'{" ".join(self.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}'
+      )
+    splits = self.scan(root)
     splits = {name: records for name, records in splits.items() if records}
     ids = [r.id for records in splits.values() for r in records]
     if len(set(ids)) < len(ids):
@@ -143,6 +157,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         'expected all of them; unpack what is missing, or prepare what is '
         'there with --allow_partial'
       )
+    if 'train' in self.builder_config.counts and not counts.get('train'):
+      raise self.missing(root, 'every image of the training split')
     return counts
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -180,8 +196,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for i, record in enumerate(records):
       try:
         example = self.example(record)
-      except UserError:
-        raise
+      except UserError as error:
+        told, _, mend = str(error).rpartition('; ')
+        if 'classes.json' not in mend:  # which only folders have
+          raise
+        mend = f'unpack the official archive of {self.name} again'
+        raise DataError(f'{told}; {mend}') from error
       except Exception as error:  # decoders raise many types
         where = record.image if isinstance(record.image, Path) else record.id
         raise DataError(
@@ -210,6 +230,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       may_be_turned = opened.format != 'PNG' or 'exif' in opened.info
       if may_be_turned and opened.getexif().get(0x0112, 1) > 4:
         width, height = height, width  # as readers see it
+      if not _ends(opened.format, image.getvalue()[-_TAIL:]):
+        opened.load()  # raises what is wrong, unless it is whole all the same
     image.seek(0)
     if record.label is None:
       label = np.full((height, width), 255, np.uint8)
@@ -238,6 +260,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       'image': image,
       'label': _png(label),
     }
+
+
+def _ends(kind, tail):
+  """Whether a file's last bytes are those of a whole one."""
+  return _LAST.get(kind, b'') in tail
 
 
 def _reduced(file, label, side):

@@ -231,7 +231,10 @@ def _shenzhen(root):
 
 def _nih(root):
   """Lists NIH's images; the first half of a name is the patient's number."""
-  files = [*root.glob('images_*/images/*.png'), *root.glob('NIH/**/*.png')]
+  files = [
+    *root.glob('images_*/images/[!.]*.png'),
+    *root.glob('NIH/**/[!.]*.png'),
+  ]
   return [
     base.Record(path.stem, path, None, f'nih_{path.stem.split("_")[0]}')
     for path in sorted(files, key=lambda p: p.name)

@@ -136,6 +136,8 @@ gtFine/{train,val}.
       root / 'gtFine' / part, f'the folder of labels of {part!r}'
     )
     labels = _files(folder, '_gtFine_labelIds.png')
+    if found and not labels:
+      raise self.missing(folder / 'CITY/ID_gtFine_labelIds.png', 'every label')
     return [
       base.Record(
         id_,
@@ -172,7 +174,7 @@ def read_label_ids(path: Path) -> np.ndarray:
 
 def _files(folder, suffix):
   """Returns {id: path} of folder/CITY/ID + suffix, sorted."""
-  paths = sorted(folder.glob(f'*/*{suffix}'))
+  paths = sorted(folder.glob(f'*/[!.]*{suffix}'))
   return {path.name.removesuffix(suffix): path for path in paths}
 
 

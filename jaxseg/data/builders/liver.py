@@ -22,8 +22,8 @@ pairs apart. In the labels of MR the liver is 63 (by CHAOS's rule, above 55 up
 to 70), other organs are background; in those of CT it is 255.
 
 CT is shown in a window of -150 to 250 HU (`python -m jaxseg.predict
---window=-150,250` shows new volumes alike). MR has no units: the percentiles 0.5
-and 99.5 of each volume become black and white.
+--window=-150,250` shows new volumes alike). MR has no units: the percentiles
+0.5 and 99.5 of each volume become black and white.
 """
 
 import dataclasses
@@ -184,8 +184,8 @@ segmentation-0.nii to segmentation-130.nii; optionally also CHAOS_Train_Sets.zip
     """Lists the slices of a folder of DICOM files and one of PNGs."""
     self.require(images, 'the folder')
     self.require(labels, 'the folder')
-    files = tuple(sorted(images.glob('*.dcm'), key=_numbers))
-    masks = sorted(labels.glob('*.png'), key=_numbers)
+    files = tuple(sorted(images.glob('[!.]*.dcm'), key=_numbers))
+    masks = sorted(labels.glob('[!.]*.png'), key=_numbers)
     if len(files) != len(masks) or not files:
       raise UserError(
         f'{images}: there are {len(files)} DICOM files and {len(masks)} labels '

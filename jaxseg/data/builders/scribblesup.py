@@ -96,7 +96,7 @@ scribble_annotation/pascal_2012/*.xml.
       path.stem: functools.partial(
         read_scribbles, path, photographs.get(path.stem)
       )
-      for path in scribbles.glob('*.xml')
+      for path in scribbles.glob('[!.]*.xml')
     }
     test = voc2012.dense(self, folder, 'val')
     scored = set(voc2012.ids(folder, 'val'))

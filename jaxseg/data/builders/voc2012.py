@@ -162,7 +162,8 @@ benchmark_RELEASE/dataset/cls.
     cls = root / 'benchmark_RELEASE' / 'dataset' / 'cls'
     self.require(cls, "the folder of SBD's labels")
     return {
-      path.stem: functools.partial(read_sbd, path) for path in cls.glob('*.mat')
+      path.stem: functools.partial(read_sbd, path)
+      for path in cls.glob('[!.]*.mat')
     }
 
 
@@ -183,7 +184,7 @@ def ids(folder: Path, part: str) -> list[str]:
 
 def photographs(folder: Path) -> dict[str, Path]:
   """Returns {id: path} of all JPEG files."""
-  return {path.stem: path for path in (folder / 'JPEGImages').glob('*.jpg')}
+  return {path.stem: path for path in (folder / 'JPEGImages').glob('[!.]*.jpg')}
 
 
 def dense(builder: base.Builder, folder: Path, part: str) -> list[base.Record]:
@@ -240,7 +241,7 @@ def read_sbd(path: Path) -> np.ndarray:
 def _labels(folder):
   return {
     path.stem: functools.partial(images.read_label, path)
-    for path in folder.glob('*.png')
+    for path in folder.glob('[!.]*.png')
   }
 
 
