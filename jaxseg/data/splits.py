@@ -220,6 +220,13 @@ def _check_names(source, data_config):
       f'config.data.labelled_by is {data_config.labelled_by!r}, expected '
       "'image' or 'group'; change --config.data.labelled_by"
     )
+  if data_config.labelled_by == 'group' and not source.groups:
+    raise UserError(
+      f"config.data.labelled_by is 'group', but {source.name} tells no groups, "
+      'so that each image would count as one, expected patients or sequences; '
+      'name them in splits.json or by --config.data.group_by, or set '
+      '--config.data.labelled_by=image'
+    )
   if data_config.num_labelled < 0:
     raise UserError(
       f'config.data.num_labelled is {data_config.num_labelled}, expected 0 '

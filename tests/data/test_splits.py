@@ -333,6 +333,12 @@ def test_labelled_by_is_checked(config):
     splits.make_splits(make_source(PLAIN), config.data, 0)
 
 
+def test_groups_that_nobody_named_are_not_counted(config):
+  config.data.labelled_by = 'group'
+  with pytest.raises(UserError, match='made tells no groups'):
+    splits.make_splits(make_source(PLAIN), config.data, 0)
+
+
 def test_a_damaged_label_does_not_stop_the_drawing(config):
   """It is told of, with all others, when the set is checked."""
   source = make_source(PLAIN, train=IDS, val=[], test=[])
