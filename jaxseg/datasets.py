@@ -136,7 +136,7 @@ def _too_many_bad(source, found, data_config):
     len(ids)
     for name, ids in source.splits.items()
     if name not in ('val', 'test') and not name.startswith('ood')
-  )
+  ) + sum(p.severity == 'skip' for p in source.problems)
   if bad > data_config.max_bad_fraction * total:
     yield Problem(
       'refuse', 'too_many_bad', source.name,

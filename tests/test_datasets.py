@@ -362,3 +362,10 @@ def test_module_runs(folder):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert '7 images, 6 labels' in done.stdout
+
+
+def test_images_that_were_never_opened_count_too(main, folder):
+  (folder / 'images/a.heic').write_bytes(b'')
+  (folder / 'images/b.gif').write_bytes(b'')
+  _, out, _ = main('check', folder)
+  assert '2 of 9 images for training cannot be used' in out

@@ -66,8 +66,12 @@ def load(
   read_label = _label_reader(label_files.files, cut.labels, classes)
   has_label = (cut.labels.keys() | label_files.files.keys()).__contains__
   problems = [*found.problems, *label_files.problems, *cut.problems]
-  problems += listing.orphans(label_files.files, found.files.keys())
-  problems += listing.orphans(label_files.volumes, found.volumes.keys())
+  problems += listing.orphans(
+    label_files.files, found.files.keys(), found.volumes
+  )
+  problems += listing.orphans(
+    label_files.volumes, found.volumes.keys(), found.files
+  )
   problems += layout.unread_labels(root)
   problems += layout.masks_among(
     root / 'images' if (root / 'images').is_dir() else root, found.files.keys()

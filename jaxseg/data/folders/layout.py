@@ -65,6 +65,14 @@ def advice(root: pathlib.Path, folder: pathlib.Path) -> str:
       f'{printable(f"{below[0].name}/{first} to {below[0].name}_{first}")}, '
       'labels alike'
     )
+  deeper = [d for d in _folders(folder) if _folders(d)]
+  if deeper:
+    return (
+      f'{printable(deeper[0].name)} holds folders only '
+      f'({printable(some([d.name for d in _folders(deeper[0])], 3))}), so move '
+      'the files of each series, or each image, up to where one folder holds '
+      'one volume'
+    )
   return 'copy the images there'
 
 

@@ -17,6 +17,7 @@ _OTHER_IMAGES = re.compile(
   r'nrrd|cr2|cr3|nef|arw|dng)$',
   re.IGNORECASE,
 )
+_OTHER_VOLUMES = re.compile(r'\.(mha|mhd|nrrd)$', re.IGNORECASE)
 _VOLUME = re.compile(r'\.(nii\.gz|nii|dcm|dicom|ima)$', re.IGNORECASE)
 _NIFTI = re.compile(r'\.nii(\.gz)?$', re.IGNORECASE)
 
@@ -70,13 +71,16 @@ def scan(folder: pathlib.Path, what: str) -> Listing:
         )  # fmt: skip
       )
     elif _OTHER_IMAGES.search(name):
+      mend = 'PNG'
+      if _OTHER_VOLUMES.search(name):
+        mend = 'NIfTI (.nii.gz), as which 3D Slicer and ITK-SNAP export'
       found.problems.append(
         Problem(
           'skip' if what == 'image' else 'refuse',
           'format',
           str(path),
           f'the {what} file is of a kind that is not read, expected '
-          f'{", ".join(suffixes)} or a volume; convert it to PNG',
+          f'{", ".join(suffixes)} or a volume; convert it to {mend}',
         )  # fmt: skip
       )
     else:
@@ -152,13 +156,32 @@ def _differ_in_case(folder, found):
 
 
 def orphans(
-  labels: Mapping[str, pathlib.Path], ids: Collection[str]
+  labels: Mapping[str, pathlib.Path],
+  ids: Collection[str],
+  others: Mapping[str, pathlib.Path],
 ) -> list[Problem]:
-  """Returns a problem for each label without an image of its name."""
+  """Returns a problem for each label without an image of its name.
+
+  Args:
+    labels: label files, or label volumes, by stem.
+    ids: the stems of image files, or of volumes.
+    others: the volumes, or image files: of the kind that the labels are not.
+  """
   folded = {id_.casefold(): id_ for id_ in ids}
   found = []
   for stem, path in labels.items():
     if stem in ids:
+      continue
+    if stem in others:
+      found.append(
+        Problem(
+          'refuse',
+          'no_image',
+          str(path),
+          f'the label and its image {others[stem].name} are not both volumes, '
+          'or both image files, expected one kind; convert one of them',
+        )  # fmt: skip
+      )
       continue
     meant = folded.get(stem.casefold()) or _beginning(stem, ids)
     suffix = unicodedata.normalize('NFC', path.name).removeprefix(stem)

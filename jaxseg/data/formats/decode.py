@@ -187,6 +187,10 @@ def _foreign(data, name, formats, what):
     fix = 'export the labels again as PNG from what they were made with'
   elif data[:4] == b'GIF8':
     found = 'a GIF'
+  elif data[4:8] == b'ftyp':
+    found, fix = 'a HEIC or AVIF photo, or a film', 'convert it to JPEG or PNG'
+  elif data[:4] == b'PK\3\4':
+    found, fix = 'a ZIP archive', 'unpack it'
   elif b'\0' not in data[:512] and data[:512].isascii():
     found = 'text, not an image'
   else:

@@ -102,3 +102,27 @@ def test_masks_among_the_images(tmp_path, end):
   assert problem.message.startswith('1 files are named') and (
     f'a{end} beside a' in problem.message
   )
+
+
+def test_series_in_folders_of_their_own(tmp_path):
+  (tmp_path / 'images' / 'anna' / 'SE01').mkdir(parents=True)
+  with pytest.raises(DataError, match=r'anna holds folders only \(SE01\)'):
+    folder.load(tmp_path, 1)
+
+
+def test_volumes_that_are_not_read(write_folder):
+  root = write_folder(n=2, unlabelled=1)
+  (root / 'labels' / '002.seg.nrrd').write_bytes(b'NRRD0004')
+  (problem,) = folder.load(root, 1).problems
+  assert (
+    problem.severity == 'refuse' and 'to NIfTI (.nii.gz)' in problem.message
+  )
+
+
+def test_a_label_image_of_a_volume(write_folder):
+  root = write_folder(n=2)
+  (root / 'images' / '001.png').unlink()
+  (root / 'images' / '001.nii.gz').write_bytes(b'')
+  found = [p for p in folder.load(root, 1).problems if p.kind == 'no_image']
+  assert [p.path for p in found] == [str(root / 'labels' / '001.png')]
+  assert 'image 001.nii.gz are not both volumes' in found[0].message

@@ -179,6 +179,8 @@ BAD_FILES = {
   'html': (b'\n<!DOCTYPE html><html>404', 'web page'),
   'lfs': (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
   'gif': (b'GIF89a' + bytes(50), 'a GIF'),
+  'heic': (b'\0\0\0\x18ftypheic' + bytes(50), 'a HEIC .*to JPEG or PNG'),
+  'zip': (b'PK\3\4' + bytes(50), 'a ZIP archive.*unpack it'),
   'noise': (bytes(range(256)), 'no image of a known kind'),
 }
 
