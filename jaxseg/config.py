@@ -251,7 +251,7 @@ def _check_numbers(fields: ConfigDict, path: str) -> None:
     where = f'{path}.{name}'
     if isinstance(value, ConfigDict):
       _check_numbers(value, where)
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple) and where.startswith('config.data.'):
       _check_entries(value, where)
     elif isinstance(value, bool) or not isinstance(value, int | float):
       continue
@@ -265,7 +265,7 @@ def _check_numbers(fields: ConfigDict, path: str) -> None:
 
 
 def _check_entries(value: tuple, where: str) -> None:
-  """Lists hold texts, but for pairs of numbers."""
+  """Lists in config.data hold texts, but for pairs of numbers."""
   numbers = where.endswith(_PAIRS)
   kind = int | float if numbers else str
   for entry in value:
