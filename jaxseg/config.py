@@ -9,6 +9,7 @@ are refused.
 import inspect
 import math
 import os
+import re
 from typing import Any
 
 from absl import flags
@@ -186,7 +187,13 @@ def check(config: ConfigDict) -> None:
       'config.stages is empty; a config adds stages with add_stages(), as '
       'configs/quickstart.py does.'
     )
+  groups = {n: c for n, c in config.items() if isinstance(c, ConfigDict)}
+  known = [name for name, fields in groups.items() if 'method' in fields]
   for i, name in enumerate(config.stages):
+    if name not in known:
+      raise UserError(
+        f'config.stages names {name!r}, must be some of {", ".join(known)}.'
+      )
     fields = config[name]
     if fields.init_from and fields.init_from not in config.stages[:i]:
       raise UserError(
@@ -277,6 +284,21 @@ def _check_entries(value: tuple, where: str) -> None:
       )
 
 
+def in_short(error: Exception) -> str:
+  """Returns what went wrong with a flag in one line, without a traceback."""
+  if isinstance(error, AttributeError | KeyError):
+    # "'NAME'\\nDid you mean "OTHER" ...", perhaps quoted twice.
+    name, meant = re.match(
+      r'\W*(\w*)(?:.*Did you mean \W*(\w+))?', str(error), re.DOTALL
+    ).groups()
+    hint = f', did you mean {meant!r}?' if meant else '.'
+    return f'--config has no field {name!r}{hint}'
+  flag, told, trace = str(error).partition('Error whilst parsing config file')
+  if told:  # the last line is of the config file's own error
+    return flag + trace.strip().splitlines()[-1].partition(': ')[2] + '.'
+  return ' '.join(str(error).split())
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's flag parser, its errors turned into one sentence and exit code 2.
 
@@ -306,7 +328,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       TypeError,
       ValueError,
     ) as error:
-      message = ' '.join(str(error).split()).strip('"\'')
+      message = in_short(error)
       hint = (
         ' Fields and their defaults are listed in jaxseg/config.py, the '
         "method's own in the signature of its make()."

@@ -232,12 +232,7 @@ def _define_flags(to=flags.FLAGS):
         'config', jaxseg_config.default(), flag_values=to, lock_config=True
       )
     except (AttributeError, KeyError) as error:
-      # 'NAME', or "'NAME'\nDid you mean ...", quoted once more by KeyError.
-      field = ' '.join(str(error.args[0]).replace('"', "'").split())
-      raise UserError(
-        f'--config has no field {field.strip(chr(39))}, expected one of '
-        'jaxseg/config.py, such as --config.data.channels=1; correct it'
-      ) from error
+      raise UserError(jaxseg_config.in_short(error)) from error
   string, whole = flags.DEFINE_string, flags.DEFINE_integer
   define(string, 'manual_dir', None, 'Folder of the unpacked archives.')
   define(string, 'data_dir', None, 'Folder of prepared sets.')

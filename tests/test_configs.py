@@ -1,14 +1,18 @@
 """Every config loads, is locked, passes the checks, and its steps trace."""
 
 import importlib.util
+import re
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from jaxseg import config as jaxseg_config
-from jaxseg import workdir
+from jaxseg import errors, workdir
 from jaxseg.errors import UserError
 from jaxseg.methods import perceptual
 
@@ -88,3 +92,40 @@ def test_fields_of_data(field, value, sentence):
   (data[group[0]] if group else data)[name] = value
   with pytest.raises(UserError, match=f'^config.data.*{sentence}'):
     jaxseg_config.check_data(data)
+
+
+def test_stages_that_do_not_exist():
+  config = load('quickstart', 'digits').unlock()
+  config.stages = ('gan', 'unett')
+  with pytest.raises(
+    UserError, match="names 'unett', must be some of encoder, gan"
+  ):
+    jaxseg_config.check(config)
+
+
+@pytest.mark.parametrize(
+  ('args', 'sentence'),
+  [
+    (['--config.data.sorce=x'], "no field 'sorce', did you mean 'source'"),
+    (['--config.data.resolution=big'], "base 10: 'big' Fields and"),
+    (['--config=configs/quickstart.py:x'], "quickstart.py:x: .*'x'"),
+  ],
+)
+def test_flags_in_one_sentence(monkeypatch, capsys, args, sentence):
+  monkeypatch.chdir(FOLDER.parent)
+  values = flags.FlagValues()
+  if not args[0].startswith('--config='):
+    args = ['--config=configs/quickstart.py', *args]
+  argv = ['train', *args]
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  monkeypatch.setattr(sys, 'argv', argv)
+  with pytest.raises(SystemExit) as stop:
+    with errors.friendly():
+      try:
+        config_flags.DEFINE_config_file('config', flag_values=values)
+      except KeyError as error:  # some fields are looked up at once
+        raise UserError(jaxseg_config.in_short(error)) from error
+    jaxseg_config.parse_flags(argv)
+  told = capsys.readouterr().err
+  assert stop.value.code == 2 and re.search(sentence, told), told
+  assert told.count('\n') == 1 and 'Traceback' not in told

@@ -334,7 +334,7 @@ def test_prepare(main, cells, tmp_path):
     (('show', '.', '--channels=2', '--output=x.png'), 'channels is 2'),
     (('check', '.', '--config.data.weak.kind=box'), 'data.weak.kind'),
     (('check', '.', '--config.data.ood_sources=(3,)'), 'holds 3, must be'),
-    (('check', '.', '--config.data.chanels=1'), "Did you mean 'channels'"),
+    (('check', '.', '--config.data.chanels=1'), "did you mean 'channels'"),
     (('show', '.', '--output=x.png', '--images=-1'), 'images'),
   ],
 )

@@ -201,7 +201,8 @@ def _check_names(source, data_config):
         raise UserError(
           f'config.data.{field} names the split {name!r}, which '
           f'{source.name} does not have, expected some of '
-          f'{sorted(source.splits)}; correct --config.data.{field}'
+          f'{sorted(source.splits)}; correct it, or for none add '
+          f'"--config.data.{field}=()"'
         )
   if not {'train', 'all'} & set(source.splits):
     raise UserError(
