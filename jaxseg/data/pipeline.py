@@ -95,7 +95,8 @@ def train_batches(
       ds = make(examples, ids, config.data, stream_seed, MAX_STEPS * size)
       # Shared out last, so that order and augmentation do not depend on the
       # number of processes.
-      ds = ds[process_index::process_count]
+      if process_count > 1:
+        ds = _Share(ds, size, process_index, process_count)
       parts.append(ds.batch(size // process_count, batch_fn=streams.collate))
   if not parts:
     raise UserError(
@@ -105,6 +106,28 @@ def train_batches(
   # With all in memory, a second thread only waits for Python's lock.
   threads = 1 if config.data.cache else num_threads()
   return TrainBatches(parts, start_step, threads, workers)
+
+
+class _Share(grain.MapDataset):
+  """The part of each batch, a block of its elements, that one process reads.
+
+  A block, so that the whole batch is in one order whatever the number of
+  processes: groups of the minibatch deviation and CutMix partners depend on it.
+  """
+
+  def __init__(self, parent: grain.MapDataset, size: int, index: int, of: int):
+    super().__init__(parent)
+    self._size, self._index, self._of = size, index, of
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._of
+
+  def __getitem__(self, index: int):
+    if isinstance(index, slice):
+      return self.slice(index)
+    mine = self._size // self._of
+    batch, i = divmod(index, mine)
+    return self._parent[batch * self._size + self._index * mine + i]
 
 
 class TrainBatches:

@@ -143,10 +143,9 @@ def test_processes_share_the_same_batches(stream, augmented, count):
   ]
   for step, batch in enumerate(whole):
     for key, array in batch.items():
-      merged = np.empty_like(array)
-      for i in range(count):
-        assert len(parts[i][step][key]) == len(array) // count
-        merged[i::count] = parts[i][step][key]
+      for part in parts:
+        assert len(part[step][key]) == len(array) // count
+      merged = np.concatenate([part[step][key] for part in parts])
       np.testing.assert_array_equal(merged, array)
 
 
