@@ -103,10 +103,6 @@ def prepare(
         '--overwrite to write it anew'
       )
     return folder
-  if folder.exists() and not overwrite:
-    # It was interrupted between the records and their index.
-    _write_index(builder, folder)
-    return folder
   manual_dir = Path(manual_dir).expanduser()
   counts = builder.check(manual_dir, allow_partial)
   _check_disk(folder)
