@@ -17,6 +17,7 @@ import io
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,10 @@ from jaxseg.inference import (
 )
 
 __all__ = ['main', 'predict_folder', 'predict_images']
+
+
+# Seconds between writings of the table, which has a row for every file.
+SAVE_EVERY = 2.0
 
 
 def predict_folder(
@@ -86,16 +91,21 @@ def predict_folder(
   run = compile_system(system, trained.config, size) if total else None
   progress = writers.Progress('predict', total)
   pictures = _read_pictures(images, counts, trained.config, bad)
-  done = 0
-  while batch := list(itertools.islice(pictures, size)):
-    for answer in _label(batch, run, trained.config):
-      mask = output / names[answer.file]
-      answer.write(mask, trained.palette)
-      table.add(answer, mask.name)
+  done, saved = 0, time.monotonic()
+  try:
+    while batch := list(itertools.islice(pictures, size)):
+      for answer in _label(batch, run, trained.config):
+        mask = output / names[answer.file]
+        answer.write(mask, trained.palette)
+        table.add(answer, mask.name)
+      if time.monotonic() - saved > SAVE_EVERY:
+        table.save()
+        saved = time.monotonic()
+      done += len(batch)
+      skipped = sum(counts.get(file, 0) for file in bad)
+      writers.say(progress.line(min(done + skipped, total)))
+  finally:
     table.save()
-    done += len(batch)
-    skipped = sum(counts.get(file, 0) for file in bad)
-    writers.say(progress.line(min(done + skipped, total)))
   return sorted(bad)
 
 
