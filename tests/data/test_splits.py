@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxseg.data import sources, splits
+from jaxseg.data import drawing, sources, splits
 from jaxseg.errors import DataError, UserError
 
 
@@ -81,7 +81,7 @@ def test_stratified(config):
 
 
 def test_few_labels_are_read(config, monkeypatch):
-  monkeypatch.setattr(splits, 'MAX_STRATIFY_LABELS', 7)
+  monkeypatch.setattr(drawing, 'MAX_STRATIFY_LABELS', 7)
   source, read = make_source(PLAIN), []
   label = source.label
   source = source._replace(label=lambda i: (read.append(i), label(i))[1])
