@@ -62,7 +62,6 @@ class Data:
       self.source, self.splits, config.data, folder / 'data_problems.csv'
     )
     data_splits.refuse_other(folder / 'splits.json', self.splits)
-    data_splits.save_splits(folder / 'splits.json', self.splits)
 
   @property
   def num_classes(self) -> int:
@@ -113,10 +112,19 @@ def train(
         f'config.{stage}.{field}', config[stage][field], mesh
       )
   runtime.use_compilation_cache(config.compilation_cache)
-  os.makedirs(workdir, exist_ok=True)
-  workdirs.save_config(workdir, config)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'--workdir={workdir} cannot be made ({error.strerror}), expected a '
+      'folder in a place where you may write; choose another.'
+    ) from error
+  workdirs.refuse_other_config(workdir, config)
   data = Data(config, workdir)
   evaluate.resolve_splits(data.splits, config.eval.splits)
+  # Only now: what was refused must not tie the workdir to its config.
+  workdirs.save_config(workdir, config)
+  data_splits.save_splits(Path(workdir) / 'splits.json', data.splits)
   workdirs.save_classes(workdir, data.source.class_names, data.source.palette)
   writers.say(
     f'{data.source.name}: {len(data.splits.labelled)} labelled, '

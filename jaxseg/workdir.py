@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoints, parallel
+from jaxseg.config import default
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
 from jaxseg.method import Method, TrainState
@@ -143,34 +144,39 @@ def _lpips_from_checkpoint(config):
   return config
 
 
-def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
-  """Writes config.json, or checks it against the one that is there.
+def refuse_other_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+  """Refuses to go on in a workdir that belongs to another config.
 
   Raises:
-    UserError: the workdir belongs to another config.
+    UserError: names the first field that differs.
   """
   path = Path(workdir) / 'config.json'
-  text = config.to_json_best_effort(indent=2, sort_keys=True)
-  if path.exists():
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-    different = [
-      name
-      for name in sorted(old.keys() | new.keys())
-      if old.get(name) != new.get(name) and not _is_free(name)
-    ]
-    if different:
-      name = different[0]
-      raise UserError(
-        f'{workdir} was trained with another config: {name} was '
-        f'{old.get(name)!r} and is now {new.get(name)!r}'
-        f'{f" ({len(different)} fields differ)" if different[1:] else ""}; '
-        'choose another --workdir, or the old value to continue.'
-      )
-  write_atomically(path, text.encode())
+  if not path.exists():
+    return
+  old, new = _flat(_to_dict(load_config(workdir))), _flat(_to_dict(config))
+  different = [
+    name
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and not _is_free(name)
+  ]
+  if different:
+    name = different[0]
+    raise UserError(
+      f'{workdir} was trained with another config: {name} was '
+      f'{old.get(name)!r} and is now {new.get(name)!r}'
+      f'{f" ({len(different)} fields differ)" if different[1:] else ""}; '
+      'choose another --workdir, or the old value to continue.'
+    )
+
+
+def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+  """Writes config.json."""
+  text = json.dumps(_to_dict(config), indent=2, sort_keys=True)
+  write_atomically(Path(workdir) / 'config.json', text.encode())
 
 
 def load_config(workdir: str | os.PathLike) -> ConfigDict:
-  """Reads config.json.
+  """Reads config.json; fields it does not know yet have their defaults.
 
   Raises:
     UserError: there is none.
@@ -181,7 +187,14 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
       f'{path} does not exist, so {workdir} is not the workdir of a training '
       'run; give the folder that was given to python -m jaxseg.train.'
     )
-  return ConfigDict(json.loads(path.read_text()))
+  config = default().unlock()
+  with config.ignore_type():  # JSON has lists for tuples
+    config.update(ConfigDict(json.loads(path.read_text())))
+  return config
+
+
+def _to_dict(config):
+  return json.loads(config.to_json_best_effort())
 
 
 def save_classes(

@@ -260,6 +260,41 @@ def test_command_line_mistakes_exit_2_without_traceback(
   assert not (tmp_path / 'gan').exists()
 
 
+def test_a_refused_run_does_not_tie_the_workdir(folder, tmp_path):
+  """The advice can be followed in the same workdir."""
+  c = tiny_config.get_config(str(folder))
+  c.data.unlabelled = ('nowhere',)
+  with pytest.raises(UserError, match='nowhere'):
+    run(c, tmp_path)
+  c.data.unlabelled = ()
+  c.eval.splits = ('nothing',)
+  with pytest.raises(UserError, match='nothing'):
+    run(c, tmp_path)
+  assert not (tmp_path / 'config.json').exists()
+  assert not (tmp_path / 'splits.json').exists()
+
+
+def test_a_workdir_that_cannot_be_made(folder, tmp_path):
+  (tmp_path / 'file').write_text('')
+  c = tiny_config.get_config(str(folder))
+  with pytest.raises(UserError, match='--workdir=.*file/run cannot be made'):
+    run(c, tmp_path / 'file/run')
+
+
+def test_configs_of_before_have_todays_defaults(folder, tmp_path):
+  c = tiny_config.get_config(str(folder))
+  workdirs.save_config(tmp_path, c)
+  path = tmp_path / 'config.json'
+  content = json.loads(path.read_text())
+  del content['data']['fit'], content['data']['weak']
+  path.write_text(json.dumps(content))
+  workdirs.refuse_other_config(tmp_path, c)
+  assert workdirs.load_config(tmp_path).data.weak.kind == ''
+  c.data.fit = 'pad'
+  with pytest.raises(UserError, match="data.fit was '' and is now 'pad'"):
+    workdirs.refuse_other_config(tmp_path, c)
+
+
 def test_itstime():
   assert [s for s in range(1, 8) if train.itstime(s, 3, s == 7)] == [3, 6, 7]
   assert not train.itstime(7, 0, True)
