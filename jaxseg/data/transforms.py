@@ -38,7 +38,13 @@ LIMITS = {
   'rotate': 360,
   'shear': 80,
   'elastic': 0.2,
+  'brightness': 1,
+  'contrast': 1,
+  'saturation': 1,
   'hue': 0.5,
+  'gamma': 9,
+  'noise': 1,
+  'blur': 32,
   'copy_paste': 1,
 }
 VOID = 255

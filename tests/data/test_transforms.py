@@ -304,7 +304,11 @@ def test_deterministic_fields_of_noise(config, example):
 
 
 @pytest.mark.parametrize(
-  'name, value', [('scale', 1.0), ('shear', 85.0), ('hue', 0.7), ('shift', 2.0)]
+  'name, value',
+  [
+    *[('scale', 1.0), ('shear', 85.0), ('hue', 0.7), ('shift', 2.0)],
+    *[('brightness', 10.0), ('noise', 10.0), ('blur', 1000.0)],
+  ],
 )
 def test_mistakes_are_named(config, name, value):
   transforms.check(config.data.augment)
