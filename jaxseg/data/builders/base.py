@@ -6,6 +6,7 @@ published, into a TFDS data set of ArrayRecord files. It lists the examples
 the same for all.
 """
 
+import abc
 import dataclasses
 import io
 import itertools
@@ -86,6 +87,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   max_side = 0
   on_example: Callable[[], None] | None = None
 
+  @abc.abstractmethod
   def scan(self, root: Path) -> dict[str, list[Record]]:
     """Lists the examples of each split; opens no pixel data.
 
@@ -99,7 +101,6 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Raises:
       UserError: the layout is another; see `missing`.
     """
-    raise NotImplementedError
 
   def missing(self, path: Path, what: str) -> UserError:
     """Returns the error for a file or folder of the layout that is absent."""
