@@ -94,7 +94,8 @@ class Results:
       'class_names': self.class_names,
       'results': _without_nan(self._entries),
     }
-    self._write('metrics.json', json.dumps(content, indent=1, allow_nan=False))
+    text = json.dumps(content, indent=1, allow_nan=False)
+    _write(self.output / 'metrics.json', text)
 
   def path(self, kind: str, split: str, system: System, id_: str) -> Path:
     """Where a picture of an image is; `kind` as at the top of this file."""
@@ -135,7 +136,7 @@ class Results:
     table.writerow(['id', *PER_IMAGE, 'trust'])
     for id_, row in rows.items():
       table.writerow([id_, *(_cell(row[n]) for n in (*PER_IMAGE, 'trust'))])
-    self._write(self._csv(split, system), text.getvalue())
+    _write(self._csv(split, system), text.getvalue())
 
   def read_per_image(
     self, split: str, system: System
@@ -154,10 +155,10 @@ class Results:
     paths = (self.path('masks', split, system, id_) for id_ in ids)
     return self._csv(split, system).exists() and all(p.exists() for p in paths)
 
-  def _write(self, name, text):
-    path = self.output / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image_files.write_atomically(path, text.encode())
+
+def _write(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image_files.write_atomically(path, text.encode())
 
 
 def _folder(system):

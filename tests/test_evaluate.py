@@ -375,6 +375,16 @@ def test_command(tmp_path, monkeypatch, capsys):
   assert 'config.json' in capsys.readouterr().err
 
 
+def test_the_output_may_be_a_relative_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _evaluate('runs/a', systems=['U-Net'])
+  _evaluate('runs/a')  # reads what is there
+  assert {p.name for p in (tmp_path / 'runs/a').iterdir()} == {
+    'masks', 'metrics.json', 'overlays', 'per_image', 'reconstructions',
+    'report.html', 'table.md',
+  }  # fmt: skip
+
+
 def test_pixels_that_were_not_seen_are_not_scored(tmp_path):
   config = _config()
   config.data.fit = 'crop'
