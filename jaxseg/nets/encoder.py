@@ -11,19 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.nets.layers import Conv, Dtype, EqualDense
+from jaxseg.nets.layers import Conv, Dtype, EqualDense, normalize
 from jaxseg.nets.stylegan2 import num_latents
-
-
-def normalize(norm: str, train: bool, name: str) -> nn.Module:
-  """A normalisation layer: 'group' (same in training and use) or 'batch'."""
-  if norm == 'batch':
-    return nn.BatchNorm(
-      use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name
-    )
-  if norm == 'group':
-    return nn.GroupNorm(num_groups=None, group_size=8, name=name)
-  raise ValueError(f"norm is {norm!r}, must be 'group' or 'batch'")
 
 
 class Bottleneck(nn.Module):
@@ -42,7 +31,7 @@ class Bottleneck(nn.Module):
       x = Conv(
         features, k, stride, use_bias=False, dtype=self.dtype, name=f'conv{i}'
       )(x)
-      return normalize(self.norm, train, f'norm{i}')(x)
+      return normalize(x, self.norm, train, f'norm{i}')
 
     out = 4 * self.width
     y = nn.relu(conv(x, self.width, 1, 1, 1))
@@ -74,7 +63,7 @@ class FeaturePyramid(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
     """[N, R, R, C] -> [p2, p3, p4], float32 [N, R / s, R / s, features]."""
     x = Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype, name='stem')(x)
-    x = nn.relu(normalize(self.norm, train, 'norm_stem')(x))
+    x = nn.relu(normalize(x, self.norm, train, 'norm_stem'))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     bottom_up = []
     for i, depth in enumerate(self.depths):

@@ -6,6 +6,7 @@ Quality of StyleGAN (2020), section 2.2 (modulation, demodulation).
 """
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,53 @@ Dtype = jnp.dtype | None
 
 # PyTorch's default: uniform with variance 1 / (3 fan in).
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+class Features(NamedTuple):
+  """What a segmenter's encoder hands to its decoder.
+
+  Attributes:
+    maps: float arrays [N, h, w, F], fine to coarse; all that the decoder reads.
+    indices: where each pooled maximum was, for max-unpooling; () elsewhere.
+  """
+
+  maps: tuple[jax.Array, ...]
+  indices: tuple[jax.Array, ...] = ()
+
+
+NORMS = ('group', 'batch', 'frozen')
+
+
+def normalize(x: jax.Array, norm: str, train: bool, name: str) -> jax.Array:
+  """Adds a normalisation layer to the compact module that calls this.
+
+  Args:
+    x: [N, H, W, C].
+    norm: 'group' (Wu and He 2018, 8 channels a group; the same in training and
+      use), 'batch', or 'frozen': batch normalisation that never leaves its
+      stored statistics.
+    train: whether 'batch' uses, and averages, the statistics of the batch.
+    name: of the layer.
+
+  Returns:
+    [N, H, W, C], the dtype of x.
+
+  Raises:
+    ValueError: another norm.
+  """
+  if norm in ('batch', 'frozen'):
+    layer = nn.BatchNorm(
+      use_running_average=norm == 'frozen' or not train,
+      momentum=0.9, epsilon=1e-5, dtype=jnp.float32, name=name,
+    )  # fmt: skip
+  elif norm == 'group':
+    size = math.gcd(8, x.shape[-1])
+    layer = nn.GroupNorm(
+      num_groups=None, group_size=size, dtype=jnp.float32, name=name
+    )
+  else:
+    raise ValueError(f'norm is {norm!r}, must be one of {", ".join(NORMS)}')
+  return layer(x).astype(x.dtype)
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
