@@ -131,7 +131,9 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   Args:
     method: a key of `jaxseg.methods.METHODS`.
     **overrides: loop fields (below) or keyword arguments of the method's
-      `make`; its signature is the schema.
+      `make`; its signature is the schema. Settings that `make` takes as a
+      NamedTuple (`net`, `loss`, `optimizer`) are groups of fields, changed by
+      a dict: `net={'width': 16}`.
 
   Raises:
     KeyError: an unknown method or field.
@@ -150,7 +152,7 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   signature = inspect.signature(methods.METHODS[method].make)
   c.args = ConfigDict(
     {
-      name: p.default
+      name: _group(p.default)
       for name, p in signature.parameters.items()
       if p.default is not p.empty
     }
@@ -162,8 +164,16 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
         f'stage({method!r}) has no field {key!r}; it has '
         f'{sorted(c)} and {sorted(c.args)}'
       )
-    group[key] = value
+    if isinstance(group[key], ConfigDict):
+      group[key].lock().update(value)
+    else:
+      group[key] = value
   return c.lock()
+
+
+def _group(default: Any) -> Any:
+  """A NamedTuple of settings becomes a group of fields."""
+  return ConfigDict(default._asdict()) if hasattr(default, '_asdict') else default
 
 
 def add_stages(config: ConfigDict, **stages: ConfigDict) -> ConfigDict:
@@ -200,6 +210,9 @@ def check(config: ConfigDict) -> None:
         f'config.{name}.init_from is {fields.init_from!r}, must be an earlier '
         f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
       )
+    method_check = getattr(methods.METHODS[fields.method], 'check', None)
+    if method_check:
+      method_check(f'config.{name}', fields, config.data)
   _check_numbers(config, 'config')
 
 

@@ -67,6 +67,8 @@ class Method(NamedTuple):
     sample: (state, rng, n) -> (images, probabilities), or None.
     pictures: (state, batch) -> {name: images [n, H, W, C] in [-1, 1] or
       class ids [n, H, W]}, shown in the sample grids, or None.
+    pretrained: state -> state, fills networks of a fresh state from files; not
+      to be jitted. None when there is nothing to fill.
   """
 
   init: Callable[..., TrainState]
@@ -75,6 +77,7 @@ class Method(NamedTuple):
   refine: Callable[[TrainState, jax.Array], Prediction] | None = None
   sample: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
+  pretrained: Callable[[TrainState], TrainState] | None = None
 
 
 def new_state(
@@ -107,8 +110,11 @@ def update(
 
 
 def ema_decay(batch_size: int, half_life_images: float) -> float:
-  """Decay per step whose half-life is counted in images, not in steps."""
-  return 0.5 ** (batch_size / half_life_images)
+  """Decay per step whose half-life is counted in images, not in steps.
+
+  A half-life of 0 gives 0: no average, the newest weights.
+  """
+  return 0.5 ** (batch_size / half_life_images) if half_life_images else 0.0
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float) -> PyTree:

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate curves that optax does not have.
+"""A segmenter's optimiser, and what optax does not have.
 
 Sources: Liu et al., On the Variance of the Adaptive Learning Rate and Beyond
 (RAdam, ICLR 2020), algorithm 2; Zhang et al., Lookahead Optimizer (NeurIPS
@@ -12,6 +12,83 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxseg.errors import UserError
+
+OPTIMIZERS = ('adamw', 'adam', 'sgd')
+SCHEDULES = ('cosine', 'poly', 'constant')
+
+
+class Optimizer(NamedTuple):
+  """Settings of a segmenter's optimiser."""
+
+  name: str = 'adamw'  # 'adamw', 'adam' (L2 in the gradient), 'sgd'
+  lr: float = 1e-3  # the highest learning rate
+  schedule: str = 'cosine'  # to zero at the last step; 'poly' or 'constant'
+  power: float = 0.9  # of 'poly': (1 - step / steps)**power
+  warmup: float = 0.0  # fraction of the steps that climb from zero
+  weight_decay: float = 1e-4
+  momentum: float = 0.9  # of 'sgd'
+  nesterov: bool = False  # of 'sgd'
+  head_factor: float = 1.0  # lr factor of all parameters but the encoder's
+
+
+def make(settings: Optimizer, total_steps: int) -> optax.GradientTransformation:
+  """Builds the optimiser.
+
+  Args:
+    settings: see `Optimizer`.
+    total_steps: length of the learning-rate curve.
+
+  Raises:
+    UserError: an unknown name or schedule.
+  """
+  for field, allowed in (('name', OPTIMIZERS), ('schedule', SCHEDULES)):
+    value = getattr(settings, field)
+    if value not in allowed:
+      raise UserError(
+        f'optimizer.{field} is {value!r}, must be one of {", ".join(allowed)}.'
+      )
+  lr, decay = schedule(settings, total_steps), settings.weight_decay
+  if settings.name == 'adamw':
+    steps = [optax.scale_by_adam(), optax.add_decayed_weights(decay)]
+  elif settings.name == 'adam':
+    steps = [optax.add_decayed_weights(decay), optax.scale_by_adam()]
+  else:
+    momentum = optax.trace(settings.momentum, settings.nesterov)
+    steps = [optax.add_decayed_weights(decay), momentum]
+  if settings.head_factor != 1:
+    steps.append(scale_outside('encoder', settings.head_factor))
+  return optax.chain(*steps, optax.scale_by_learning_rate(lr))
+
+
+def schedule(settings: Optimizer, total_steps: int) -> optax.Schedule:
+  """Returns finished steps -> learning rate."""
+  warmup = round(settings.warmup * total_steps)
+  steps = max(1, total_steps - warmup)
+  if settings.schedule == 'cosine':
+    curve = optax.cosine_decay_schedule(settings.lr, steps)
+  elif settings.schedule == 'poly':
+    curve = optax.polynomial_schedule(settings.lr, 0.0, settings.power, steps)
+  else:
+    curve = optax.constant_schedule(settings.lr)
+  if not warmup:
+    return curve
+  climb = optax.linear_schedule(settings.lr / warmup, settings.lr, warmup - 1)
+  return optax.join_schedules([climb, curve], [warmup])
+
+
+def scale_outside(name: str, factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of all top-level entries but `name`."""
+
+  def scale(updates, params=None):
+    del params
+    return {
+      key: tree if key == name else jax.tree.map(lambda u: factor * u, tree)
+      for key, tree in updates.items()
+    }
+
+  return optax.stateless(scale)
 
 
 class RangerState(NamedTuple):

@@ -195,6 +195,8 @@ def start_state(
   )
   init = jax.jit(method.init, out_shardings=sharding)
   state = init(rng, finished.get(config[stage].init_from))
+  if method.pretrained:
+    state = jax.device_put(method.pretrained(state), sharding)
   overview = parameter_overview.get_parameter_overview(state.params)
   write_atomically(Path(folder) / 'parameters.txt', overview.encode())
   sizes = ', '.join(

@@ -6,6 +6,7 @@ WORKDIR/
   evaluation/  metrics.json, table.md, report.html, overlays/
 """
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -67,10 +68,20 @@ class Trained(NamedTuple):
 def make_method(config: ConfigDict, stage: str, num_classes: int) -> Method:
   """Builds a stage's method from its config fields."""
   fields = config[stage]
-  args = fields.args.to_dict()
-  if fields.init_from:
+  make = METHODS[fields.method].make
+  schema = inspect.signature(make).parameters
+  args = {
+    # Groups of settings are NamedTuples in the signature.
+    name: type(schema[name].default)(**value)
+    if isinstance(value, dict)
+    else value
+    for name, value in fields.args.to_dict().items()
+  }
+  if 'gan' in schema and fields.init_from:
     args['gan'] = config[fields.init_from].args.to_dict()
-  return METHODS[fields.method].make(
+  if 'total_steps' in schema:
+    args['total_steps'] = fields.total_steps
+  return make(
     num_classes=num_classes,
     resolution=config.data.resolution,
     channels=config.data.channels,
@@ -157,7 +168,7 @@ def refuse_other_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   different = [
     name
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and not _is_free(name)
+    if old.get(name) != new.get(name) and not _is_free(name, config)
   ]
   if different:
     name = different[0]
@@ -233,7 +244,12 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _is_free(name: str) -> bool:
-  return name.startswith(FREE_FIELDS) or (
-    name.count('.') == 1 and name.endswith(FREE_STAGE_FIELDS)
-  )
+def _is_free(name: str, config: ConfigDict) -> bool:
+  if name.startswith(FREE_FIELDS):
+    return True
+  stage, _, field = name.partition('.')
+  if field == 'total_steps' and stage in config.stages:
+    # Some methods' learning rates and ramp-ups end with the last step.
+    make = METHODS[config[stage].method].make
+    return 'total_steps' not in inspect.signature(make).parameters
+  return field in FREE_STAGE_FIELDS

@@ -1,18 +1,14 @@
 """Supervised segmentation: cross entropy and Dice on labelled pixels."""
 
 import jax
-import optax
 
 from jaxseg.losses import segmentation
-from jaxseg.method import (
-  Method,
-  Prediction,
-  ema_decay,
-  ema_update,
-  new_state,
-  update,
-)
-from jaxseg.nets.unet import UNet
+from jaxseg.losses.segmentation import Loss
+from jaxseg.method import Method, ema_decay
+from jaxseg.methods import segmenting
+from jaxseg.methods.segmenting import check  # noqa: F401
+from jaxseg.nets.segmenters import Net
+from jaxseg.optimizers import Optimizer
 
 
 def make(
@@ -20,73 +16,58 @@ def make(
   num_classes: int,
   resolution: int,
   channels: int,
-  width: int = 64,  # channels of U-Net at full resolution
-  depth: int = 4,  # its levels below
-  lr: float = 1e-3,
-  lr_steps: int = 0,  # length of a cosine decay to zero; 0: constant
-  weight_decay: float = 1e-4,
-  dice: float = 1.0,  # weight of the Dice loss beside cross entropy
+  total_steps: int,
+  net: Net = Net(),
+  loss: Loss = Loss(),
+  optimizer: Optimizer = Optimizer(),
   ema_half_life: float = 500.0,  # of the averaged weights, in images; 0: off
-  dtype: str = 'float32',
 ) -> Method:
-  """U-Net trained on the labelled images alone; AdamW.
+  """A segmenter trained on the labelled images alone.
 
   Args:
     num_classes: K.
-    resolution: side of the images, divisible by 2**depth.
+    resolution: side of the images.
     channels: image channels.
-    width: see the signature; likewise the rest.
+    total_steps: length of the learning-rate curve.
+    net: see `jaxseg.nets.segmenters.Net`.
+    loss: see `jaxseg.losses.segmentation.Loss`.
+    optimizer: see `jaxseg.optimizers.Optimizer`.
+    ema_half_life: see the signature.
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability.
+
+  Raises:
+    UserError: a setting outside its choices.
   """
-  net = UNet(num_classes, width, depth, dtype)
-  schedule = optax.cosine_decay_schedule(lr, lr_steps) if lr_steps else lr
-  tx = {'seg': optax.adamw(schedule, weight_decay=weight_decay)}
+  seg = segmenting.segmenter(
+    num_classes=num_classes, resolution=resolution, channels=channels,
+    total_steps=total_steps, net=net, optimizer=optimizer,
+  )  # fmt: skip
 
   def init(rng, previous=None):
     del previous
-    shape = (1, resolution, resolution, channels)
-    params = net.init(jax.random.fold_in(rng, 0), jax.numpy.zeros(shape))
-    params = {'seg': params['params']}
-    return new_state(rng, params, tx, ema=params)
+    return segmenting.start(seg, rng)
 
   def train_step(state, batch):
     def loss_fn(params):
-      logits = net.apply({'params': params}, batch['image'])
-      ce = segmentation.cross_entropy(logits, batch['label'])
-      overlap = segmentation.dice_loss(
-        jax.nn.softmax(logits), batch['label'], include_background=True
-      )
-      return ce + dice * overlap, {'ce': ce, 'dice': overlap}
+      logits, stats = segmenting.train_logits(
+        seg, params, state.extra['seg'], batch['image'],
+        segmenting.step_key(state),
+      )  # fmt: skip
+      total, terms = segmentation.supervised(logits, batch['label'], loss)
+      return total, (stats, terms)
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
-    params, opt_state = update(
-      tx['seg'], grads, state.opt_state['seg'], state.params['seg']
-    )
-    decay = (
-      ema_decay(batch['image'].shape[0], ema_half_life)
-      if ema_half_life
-      else 0.0
-    )
-    return state.replace(
-      step=state.step + 1,
-      params={'seg': params},
-      opt_state={'seg': opt_state},
-      ema={'seg': ema_update(state.ema['seg'], params, decay)},
-    ), metrics
+    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
+    decay = ema_decay(batch['image'].shape[0], ema_half_life)
+    state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
+    return state.replace(step=state.step + 1), terms
 
-  def predict(state, images):
-    logits = net.apply({'params': state.ema['seg']}, images)
-    probabilities = jax.nn.softmax(logits)
-    return Prediction(probabilities, trust=probabilities.max(-1).mean((1, 2)))
-
-  def pictures(state, batch):
-    prediction = predict(state, batch['image'])
-    return {
-      'image': batch['image'],
-      'label': batch['label'],
-      'predicted': prediction.probabilities.argmax(-1),
-    }
-
-  return Method(init, train_step, predict, pictures=pictures)
+  predict = segmenting.predict(seg)
+  return Method(
+    init,
+    train_step,
+    predict,
+    pictures=segmenting.pictures(predict),
+    pretrained=segmenting.pretrained(seg),
+  )

@@ -120,7 +120,7 @@ def test_encoder_statistics_only_with_batch_norm(norm):
 
 
 def test_encoder_refuses_other_norms():
-  with pytest.raises(ValueError, match="'layer', must be 'group' or 'batch'"):
+  with pytest.raises(ValueError, match="'layer', must be one of group"):
     variables_of(Encoder(32, norm='layer'), (1, 32, 32, 3))
 
 

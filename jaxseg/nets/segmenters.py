@@ -1,0 +1,97 @@
+"""Which segmenter: its settings, and the module they build.
+
+Every segmenter is two submodules, `encoder` and `decoder`, with
+
+  encode(x, train) -> Features
+  decode(features, size, train) -> float32 logits [N, *size, K]
+  __call__(x, train=False) -> decode(encode(x)) at the size of x
+
+`train` switches batch normalisation and dropout (random stream 'dropout').
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from jaxseg.errors import UserError
+from jaxseg.nets import deeplab, fcn, segnet, unet
+from jaxseg.nets.layers import NORMS
+
+ARCHITECTURES = (
+  'unet', 'deeplab_v2', 'deeplab_v3plus', 'fcn32s', 'fcn16s', 'fcn8s', 'segnet',
+)  # fmt: skip
+
+
+class Net(NamedTuple):
+  """A segmenter's settings; each network reads those that it has."""
+
+  arch: str = 'unet'  # one of ARCHITECTURES
+  # Channels of U-Net at full resolution, of ResNet's or VGG's first layer; all
+  # others follow. 64 is the published size of every network here.
+  width: int = 64
+  depth: int = 4  # U-Net: levels below full resolution
+  up: str = 'bilinear'  # U-Net: or 'transposed' (convolution)
+  # DeepLab: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2'
+  backbone: str = 'resnet50'
+  output_stride: int = 16  # DeepLab: 8 or 16
+  norm: str = 'group'  # 'group', 'batch', 'frozen'; FCN, VGG also 'none'
+  dropout: float = 0.0  # where the network has it: .5 in FCN and DeepLab v3+
+  dtype: str = 'float32'  # of the convolutions; 'bfloat16' on accelerators
+  # ImageNet weights of the encoder: a local file, see jaxseg/nets/imagenet.py;
+  # '': random.
+  weights: str = ''
+
+
+def build(net: Net, num_classes: int) -> nn.Module:
+  """Returns the segmenter.
+
+  Args:
+    net: its settings.
+    num_classes: K.
+
+  Raises:
+    UserError: a setting outside its choices.
+  """
+  if net.arch not in ARCHITECTURES:
+    raise UserError(
+      f'net.arch is {net.arch!r}, must be one of {", ".join(ARCHITECTURES)}.'
+    )
+  norms = (*NORMS, 'none') if net.arch.startswith('fcn') else NORMS
+  if net.norm not in norms:
+    raise UserError(
+      f'net.norm is {net.norm!r}, must be one of {", ".join(norms)}.'
+    )
+  common = dict(width=net.width, norm=net.norm, dtype=net.dtype)
+  if net.arch == 'unet':
+    if net.up not in unet.UPSAMPLING:
+      raise UserError(
+        f'net.up is {net.up!r}, must be one of {", ".join(unet.UPSAMPLING)}.'
+      )
+    return unet.UNet(
+      num_classes, depth=net.depth, up=net.up, dropout=net.dropout, **common
+    )
+  if net.arch == 'segnet':
+    return segnet.SegNet(num_classes, **common)
+  if net.arch.startswith('fcn'):
+    stride = int(net.arch.removeprefix('fcn').removesuffix('s'))
+    return fcn.FCN(num_classes, stride=stride, dropout=net.dropout, **common)
+  if net.backbone not in deeplab.BACKBONES:
+    raise UserError(
+      f'net.backbone is {net.backbone!r}, must be one of '
+      f'{", ".join(deeplab.BACKBONES)}.'
+    )
+  if net.output_stride not in (8, 16):
+    raise UserError(f'net.output_stride is {net.output_stride}, must be 8 or 16.')
+  common |= dict(backbone=net.backbone, output_stride=net.output_stride)
+  if net.arch == 'deeplab_v2':
+    return deeplab.DeepLabV2(num_classes, **common)
+  return deeplab.DeepLabV3Plus(num_classes, dropout=net.dropout, **common)
+
+
+def imagenet_backbone(net: Net) -> str | None:
+  """Name of the encoder for which ImageNet weights exist, or None."""
+  if net.arch in ('deeplab_v2', 'deeplab_v3plus'):
+    return net.backbone
+  if net.arch == 'segnet' or net.arch.startswith('fcn'):
+    return 'vgg16' if net.norm == 'none' else 'vgg16_bn'
+  return None
