@@ -5,8 +5,8 @@
     --workdir=runs/celeba_mask
 
 The prepared set has the authors' split: images 0-27999 unlabelled, 28000-29499
-train, 29500-29999 test. The argument is the number of labels: celeba_mask.py:30,
-:150 or :1500. Paintings as another domain, once both are there:
+train, 29500-29999 test. The argument is the number of labels: :30, :150 or
+:1500. Paintings as another domain, once both are there:
 
   python -m jaxseg.datasets prepare metfaces40 --manual_dir=DIR
   python -m jaxseg.evaluate --workdir=runs/celeba_mask \
@@ -60,7 +60,6 @@ def get_config(arg: str = '1500'):
       label='U-Net',
       total_steps=20_000,
       batch_size=16,
-      lr_steps=20_000,
       log_every=100,
       checkpoint_every=2000,
     ),

@@ -75,7 +75,6 @@ def paper(c):
       label='U-Net',
       total_steps=5000,
       batch_size=8,
-      lr_steps=5000,
     ),
   )
 
@@ -139,8 +138,6 @@ def laptop(c):
       label='U-Net',
       total_steps=1000,
       batch_size=8,
-      width=16,
-      depth=3,
-      lr_steps=1000,
+      net={'width': 16, 'depth': 3},
     ),
   )

@@ -56,7 +56,6 @@ def get_config(arg: str = '30'):
       label='U-Net',
       total_steps=4000,
       batch_size=16,
-      width=32,
-      lr_steps=4000,
+      net={'width': 32},
     ),
   )

@@ -79,10 +79,8 @@ def get_config(arg: str = 'digits'):
       label='U-Net',
       total_steps=1500,
       batch_size=10,
-      width=16,
-      depth=3,
-      lr=2e-3,
-      lr_steps=1500,
+      net={'width': 16, 'depth': 3},
+      optimizer={'lr': 2e-3},
       log_every=200,
     ),
   )

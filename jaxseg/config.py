@@ -173,7 +173,9 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
 
 def _group(default: Any) -> Any:
   """A NamedTuple of settings becomes a group of fields."""
-  return ConfigDict(default._asdict()) if hasattr(default, '_asdict') else default
+  return (
+    ConfigDict(default._asdict()) if hasattr(default, '_asdict') else default
+  )
 
 
 def add_stages(config: ConfigDict, **stages: ConfigDict) -> ConfigDict:

@@ -33,5 +33,7 @@ def get_config(arg: str):
       label='Ours', width=8, depths=(1, 1, 1, 1), features=8,
       perceptual_kind='discriminator', refine_steps=2, **every,
     ),
-    unet=stage('supervised', label='U-Net', width=8, depth=2, **every),
+    unet=stage(
+      'supervised', label='U-Net', net={'width': 8, 'depth': 2}, **every
+    ),
   )  # fmt: skip

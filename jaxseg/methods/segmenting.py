@@ -91,6 +91,24 @@ def start(
   )
 
 
+def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
+  """Takes from `previous` all arrays of the same place and shape.
+
+  Args:
+    fresh: a tree of dicts of arrays.
+    previous: another, of a network that may differ in parts.
+
+  Returns:
+    like `fresh`; FCN-16s so starts from FCN-32s (Long et al. 2015, 4.1).
+  """
+  if not isinstance(fresh, dict):
+    same = getattr(previous, 'shape', None) == fresh.shape
+    return previous if same else fresh
+  if not isinstance(previous, dict):
+    return fresh
+  return {k: transfer(v, previous.get(k)) for k, v in fresh.items()}
+
+
 def pretrained(seg: Segmenter, names: tuple[str, ...] = ('seg',)) -> Any:
   """`Method.pretrained`: fills encoders from `net.weights`; None without."""
   if not seg.settings.weights:

@@ -24,6 +24,9 @@ def make(
 ) -> Method:
   """A segmenter trained on the labelled images alone.
 
+  With `init_from` it starts from the averaged weights of that stage, wherever
+  both networks have an array of the same name and shape.
+
   Args:
     num_classes: K.
     resolution: side of the images.
@@ -46,8 +49,15 @@ def make(
   )  # fmt: skip
 
   def init(rng, previous=None):
-    del previous
-    return segmenting.start(seg, rng)
+    state = segmenting.start(seg, rng)
+    if previous is None:
+      return state
+    ema = segmenting.transfer(state.ema['seg'], previous.ema['seg'])
+    return state.replace(
+      params={'seg': ema['params']},
+      extra={'seg': ema['batch_stats']},
+      ema={'seg': ema},
+    )
 
   def train_step(state, batch):
     def loss_fn(params):

@@ -81,7 +81,9 @@ def build(net: Net, num_classes: int) -> nn.Module:
       f'{", ".join(deeplab.BACKBONES)}.'
     )
   if net.output_stride not in (8, 16):
-    raise UserError(f'net.output_stride is {net.output_stride}, must be 8 or 16.')
+    raise UserError(
+      f'net.output_stride is {net.output_stride}, must be 8 or 16.'
+    )
   common |= dict(backbone=net.backbone, output_stride=net.output_stride)
   if net.arch == 'deeplab_v2':
     return deeplab.DeepLabV2(num_classes, **common)

@@ -1,0 +1,23 @@
+"""U-Net on the labelled images alone (Ronneberger et al. 2015).
+
+  python -m jaxseg.train --config=configs/unet.py:digits \
+    --workdir=runs/unet
+
+The argument is SET[,LABELS[,SIZE]], see jaxseg/presets.py.
+"""
+
+from jaxseg import config as jaxseg_config
+from jaxseg import presets
+
+
+def stages(preset):
+  """The stages on a preset's data."""
+  return dict(
+    unet=preset.stage('supervised', label='U-Net', unlabelled_batch_size=0),
+  )
+
+
+def get_config(arg: str = 'digits'):
+  """arg: 'SET[,LABELS[,SIZE]]', e.g. 'acdc,7' or 'folder:mydata,30'."""
+  preset = presets.load(arg)
+  return jaxseg_config.add_stages(preset.config, **stages(preset))
