@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from jaxseg import optimizers
+from jaxseg.errors import UserError
 
 
 def run(tx, params, steps, grads=None):
@@ -83,3 +84,79 @@ def test_constant_then_cosine():
 def test_constant_when_the_descent_is_empty():
   schedule = optimizers.constant_then_cosine(0.5, 10, 10, 0.1)
   assert_allclose([schedule(0), schedule(100)], [0.5, 0.5])
+
+
+def quadratic_path(settings, steps=12):
+  """Values of two parameters under a known sequence of gradients."""
+  params = {'encoder': jnp.array([1.0, -2.0]), 'decoder': jnp.array([0.5])}
+  tx = optimizers.make(settings, steps)
+  state = tx.init(params)
+  path = []
+  for i in range(steps):
+    grads = jax.tree.map(lambda p, i=i: p * p + 0.1 * i - 0.3, params)
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    path.append(np.concatenate([params['encoder'], params['decoder']]))
+  return np.stack(path)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    dict(name='sgd', momentum=0.9, weight_decay=0.01),
+    dict(name='sgd', momentum=0.8, nesterov=True, head_factor=10.0),
+    dict(name='adam', weight_decay=0.01),
+    dict(name='adamw', weight_decay=0.1, head_factor=3.0),
+  ],
+)
+@pytest.mark.parametrize('schedule', optimizers.SCHEDULES)
+def test_optimizer_is_that_of_pytorch(settings, schedule):
+  torch = pytest.importorskip('torch')
+  steps, lr = 12, 0.01
+  settings = optimizers.Optimizer(lr=lr, schedule=schedule, **settings)
+  encoder = torch.tensor([1.0, -2.0], requires_grad=True)
+  decoder = torch.tensor([0.5], requires_grad=True)
+  groups = [
+    {'params': [encoder]},
+    {'params': [decoder], 'lr': lr * settings.head_factor},
+  ]
+  common = dict(lr=lr, weight_decay=settings.weight_decay)
+  if settings.name == 'sgd':
+    optimizer = torch.optim.SGD(
+      groups, momentum=settings.momentum, nesterov=settings.nesterov, **common
+    )
+  else:
+    kind = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}
+    optimizer = kind[settings.name](groups, **common)
+  factor = {
+    'constant': lambda i: 1.0,
+    'poly': lambda i: (1 - i / steps) ** 0.9,
+    'cosine': lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)),
+  }[schedule]
+  scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+  path = []
+  for i in range(steps):
+    for p in (encoder, decoder):
+      p.grad = (p * p + 0.1 * i - 0.3).detach()
+    optimizer.step()
+    scheduler.step()
+    path.append(torch.cat([encoder, decoder]).detach().numpy().copy())
+  np.testing.assert_allclose(quadratic_path(settings), path, atol=2e-6)
+
+
+def test_warmup_climbs_to_the_highest_rate_then_follows_the_curve():
+  settings = optimizers.Optimizer(lr=0.4, schedule='poly', warmup=0.2)
+  curve = optimizers.schedule(settings, 20)
+  np.testing.assert_allclose(
+    [curve(i) for i in range(4)], [0.1, 0.2, 0.3, 0.4], rtol=1e-6
+  )
+  np.testing.assert_allclose(curve(4), 0.4, rtol=1e-6)
+  np.testing.assert_allclose(curve(12), 0.4 * 0.5**0.9, rtol=1e-5)
+  assert curve(20) == 0
+
+
+@pytest.mark.parametrize('field', ['name', 'schedule'])
+def test_unknown_optimizer_is_refused(field):
+  settings = optimizers.Optimizer(**{field: 'lion'})
+  with pytest.raises(UserError, match=f"optimizer.{field} is 'lion'"):
+    optimizers.make(settings, 10)

@@ -9,6 +9,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose
 
+from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, cross_entropy, dice_loss
 
@@ -114,3 +115,72 @@ def test_one_hot_and_its_signed_form():
   wanted = [[[1, -1, -1], [-1, -1, 1], [0, 0, 0]]]
   assert_allclose(segmentation.signed_one_hot(label, 3), wanted)
   assert_allclose(segmentation.valid_pixels(label), [[1, 1, 0]])
+
+
+def test_pixel_cross_entropy_is_zero_on_void(logits, label):
+  label[0, 1] = VOID
+  loss = segmentation.pixel_cross_entropy(logits, label)
+  p = softmax(logits)
+  for index in np.ndindex(label.shape):
+    wanted = 0 if label[index] == VOID else -np.log(p[index][label[index]])
+    assert_allclose(loss[index], wanted, rtol=1e-5)
+
+
+def test_class_weights_are_those_of_pytorch(logits, label):
+  torch = pytest.importorskip('torch')
+  label[0, :2] = VOID
+  weights = (0.2, 3.0, 0.05)
+  wanted = torch.nn.functional.cross_entropy(
+    torch.tensor(logits).permute(0, 3, 1, 2),
+    torch.tensor(label, dtype=torch.int64),
+    weight=torch.tensor(weights),
+    ignore_index=VOID,
+  )
+  loss = cross_entropy(logits, label, class_weights=weights)
+  assert_allclose(loss, wanted, rtol=1e-5)
+  void = np.full_like(label, VOID)
+  assert cross_entropy(logits, void, class_weights=weights) == 0
+
+
+def test_class_weights_must_be_as_many_as_classes(logits, label):
+  with pytest.raises(UserError, match='class_weights are 2 numbers, must be 3'):
+    cross_entropy(logits, label, class_weights=(1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+  ('threshold', 'kept'), [(0.3, 0.0), (0.3, 0.5), (0.05, 0.25), (0.9, 0.1)]
+)
+def test_hard_pixels_by_sorting(logits, label, threshold, kept):
+  label[0, 0] = VOID
+  p = np.take_along_axis(
+    softmax(logits), np.where(label == VOID, 0, label)[..., None], -1
+  )[..., 0]
+  valid = label != VOID
+  order = np.sort(p[valid])
+  least = int(np.ceil(kept * valid.sum()))
+  wanted = valid & (p <= max(threshold, order[least - 1] if least else 0))
+  assert 0 < wanted.sum() < valid.sum() or threshold == 0.9
+  hard = segmentation.hard_pixels(logits, label, threshold, kept)
+  np.testing.assert_array_equal(np.asarray(hard), wanted)
+  loss = cross_entropy(logits, label, ohem=threshold, ohem_kept=kept)
+  assert_allclose(loss, -np.log(p[wanted]).mean(), rtol=1e-5)
+
+
+def test_hard_pixels_of_void_alone(logits, label):
+  void = np.full_like(label, VOID)
+  hard = segmentation.hard_pixels(logits, void, 0.5, 0.1)
+  np.testing.assert_array_equal(hard, 0)
+  assert cross_entropy(logits, void, ohem=0.5) == 0
+
+
+def test_supervised_is_the_weighted_sum(logits, label):
+  settings = segmentation.Loss(ce=0.5, dice=2.0, dice_background=False)
+  total, terms = segmentation.supervised(logits, label, settings)
+  dice = dice_loss(jax.nn.softmax(logits), label)
+  assert_allclose(terms['dice'], dice, rtol=1e-6)
+  assert_allclose(total, 0.5 * cross_entropy(logits, label) + 2 * dice)
+  total, terms = segmentation.supervised(
+    logits, label, segmentation.Loss(dice=0.0)
+  )
+  assert set(terms) == {'ce'}
+  assert_allclose(total, cross_entropy(logits, label))
