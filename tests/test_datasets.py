@@ -133,8 +133,13 @@ def test_a_sound_folder(main, folder, tmp_path):
   statistics = content['statistics']
   assert statistics['images'] == 7 and statistics['labels'] == 6
   assert statistics['sizes'] == [{'height': 40, 'width': 40, 'images': 7}]
+  # Frequencies of the classes; each is in every one of the six labels.
+  seen = np.array([c['pixels'] for c in statistics['classes'][:3]])
+  weights = np.median(seen) / seen
+  assert f'{weights[1]:7.4g}' in out
   assert statistics['classes'][1] == {
     'id': 1, 'name': 'cell', 'pixels': 6 * 400, 'images': 6,
+    'weight': pytest.approx(weights[1]),
   }  # fmt: skip
 
 

@@ -162,3 +162,13 @@ def test_names_must_fit():
   for names in (('a', 'b'), ('a', 'b', 'b')):
     with pytest.raises(ValueError, match='class names'):
       segmentation.summarize(np.eye(3), names)
+
+
+def test_median_frequency_weights_by_hand():
+  # Class 1 is in one of two labels of 100 pixels, class 3 in none.
+  weights = segmentation.median_frequency_weights(
+    [150, 30, 20, 0], [200, 100, 200, 0]
+  )
+  f = np.array([0.75, 0.3, 0.1])
+  np.testing.assert_allclose(weights[:3], 0.3 / f)
+  assert np.isnan(weights[3])

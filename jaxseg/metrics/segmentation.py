@@ -110,6 +110,25 @@ def summarize(
   }
 
 
+def median_frequency_weights(
+  class_pixels: np.ndarray, beside_class: np.ndarray
+) -> np.ndarray:
+  """Weights of classes in cross entropy (Eigen and Fergus 2015, section 6.3.2).
+
+  The weight of class c is median(f) / f(c), where f(c) are its pixels divided
+  by all pixels of the images that show it.
+
+  Args:
+    class_pixels: int [K], pixels of each class.
+    beside_class: int [K], pixels that are not void in the labels that hold it.
+
+  Returns:
+    float64 [K]; nan for a class that never occurs.
+  """
+  frequency = _ratio(np.asarray(class_pixels, np.float64), beside_class)
+  return np.nanmedian(frequency) / frequency
+
+
 def majority_class_baseline(
   train_counts: np.ndarray, eval_counts: np.ndarray
 ) -> np.ndarray:

@@ -31,6 +31,7 @@ class Statistics(NamedTuple):
     modes: images by how their file stores pixels, where that is known.
     class_pixels: int64 [256], pixels of each id in all labels.
     class_images: int64 [256], labels that hold each id.
+    beside_class: int64 [256], pixels that are not void in those labels.
   """
 
   images: int
@@ -39,6 +40,7 @@ class Statistics(NamedTuple):
   modes: dict[str, int]
   class_pixels: np.ndarray
   class_images: np.ndarray
+  beside_class: np.ndarray
 
 
 def statistics(seen: Sequence[Seen]) -> Statistics:
@@ -53,6 +55,7 @@ def statistics(seen: Sequence[Seen]) -> Statistics:
     modes=dict(Counter(m for s in read for m in s.modes).most_common()),
     class_pixels=pixels.sum(0),
     class_images=(pixels > 0).sum(0),
+    beside_class=((pixels > 0) * pixels[:, :VOID].sum(1, keepdims=True)).sum(0),
   )
 
 

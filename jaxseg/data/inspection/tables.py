@@ -9,6 +9,7 @@ from jaxseg.data import builders, prepared, problems
 from jaxseg.data.formats.images import VOID
 from jaxseg.data.inspection.checks import Statistics
 from jaxseg.data.problems import Problem
+from jaxseg.metrics.segmentation import median_frequency_weights
 
 SHOWN = 20  # problems of each kind in a table
 
@@ -134,14 +135,28 @@ def statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
     pixels = statistics.class_pixels / max(1, statistics.class_pixels.sum())
     images = statistics.class_images / statistics.labels
     width = max(len(name) for name in (*names, 'class', 'void'))
-    lines.append(f'  id  {"class":{width}}   pixels   labels')
+    lines.append(f'  id  {"class":{width}}   pixels   labels   weight')
+    weights = _weights(statistics, len(names))
     for i, name in [*enumerate(names), (VOID, 'void')]:
       if i != VOID or pixels[i]:
+        weight = f'{weights[i]:7.4g}' if i in weights else ''
         lines.append(
           f' {i:3}  {name:{width}}  {100 * pixels[i]:6.2f}%  '
-          f'{100 * images[i]:6.1f}%'
+          f'{100 * images[i]:6.1f}%  {weight}'.rstrip()
         )
+    lines.append('weight: median-frequency weights, for loss.class_weights')
   return '\n'.join(lines)
+
+
+def _weights(statistics, num_classes):
+  """{id: median-frequency weight} of the classes that occur."""
+  k = slice(num_classes)
+  if not statistics.class_pixels[k].any():
+    return {}
+  weights = median_frequency_weights(
+    statistics.class_pixels[k], statistics.beside_class[k]
+  )
+  return {i: w for i, w in enumerate(weights) if np.isfinite(w)}
 
 
 def report_json(
@@ -165,6 +180,7 @@ def report_json(
   numbers = None
   if statistics is not None:
     present = np.flatnonzero(statistics.class_images)
+    weights = _weights(statistics, len(names))
     numbers = {
       'images': statistics.images,
       'labels': statistics.labels,
@@ -180,6 +196,7 @@ def report_json(
           'pixels': int(statistics.class_pixels[i]),
           'images': int(statistics.class_images[i]),
         }
+        | ({'weight': float(weights[i])} if i in weights else {})
         for i in present
       ],
     }

@@ -50,6 +50,7 @@ def statistics(pixels=(900, 90, 10), counts=(10, 9, 1), labels=10, void=0):
   return Statistics(
     images=20, labels=labels, sizes={SIZE: 20}, modes={'L': 20},
     class_pixels=class_pixels, class_images=class_images,
+    beside_class=class_images * 1000,
   )  # fmt: skip
 
 
