@@ -1,0 +1,207 @@
+"""Mean Teacher: the student agrees with the average of its past.
+
+Sources: Tarvainen and Valpola, Mean teachers are better role models (NeurIPS
+2017), for segmentation as in Luo et al., SSL4MIS (2020): the perturbation is
+noise on the teacher's image. `cutmix`: French et al., Semi-supervised semantic
+segmentation needs strong, varied perturbations (BMVC 2020), section 3.3.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg.data import views
+from jaxseg.errors import UserError
+from jaxseg.losses import consistency, segmentation
+from jaxseg.losses.segmentation import Loss
+from jaxseg.method import Method
+from jaxseg.methods import segmenting
+from jaxseg.nets.segmenters import Net
+from jaxseg.optimizers import Optimizer
+
+
+def make(
+  *,
+  num_classes: int,
+  resolution: int,
+  channels: int,
+  total_steps: int,
+  net: Net = Net(),
+  loss: Loss = Loss(),
+  optimizer: Optimizer = Optimizer(),
+  ema_decay: float = 0.99,  # of the teacher, a step; smaller at first
+  weight: float = 1.0,  # of the consistency
+  ramp_up: float = 0.25,  # fraction of the steps in which the weight grows
+  start: float = 0.0,  # fraction of the steps without consistency
+  # Std of the noise on the images, in units of [-1, 1], cut off at 2 std. The
+  # published 0.1 is of images in [0, 1].
+  teacher_noise: float = 0.2,
+  student_noise: float = 0.0,
+  compared: str = 'probabilities',  # or 'logits', as PixelSSL does
+  on_labelled: bool = True,  # False: consistency on unlabelled images alone
+  # The teacher's batch statistics are the average of the student's, and it
+  # predicts its targets with them, without dropout. False, as published: they
+  # are of its own batches, and it is in training mode.
+  average_statistics: bool = False,
+  cutmix: bool = False,  # boxes of other images, in place of noise
+  cutmix_confidence: float = 0.97,  # pixels below it weaken the consistency
+) -> Method:
+  """A segmenter, and the moving average of its weights that teaches it.
+
+  loss = supervised + weight x ramp-up x mean square of the difference of both
+  softmaxes, over classes and pixels. Void pixels of labelled images carry no
+  label, but agree like unlabelled ones.
+
+  The student sees labelled and unlabelled images as one batch. With `cutmix`
+  unlabelled images show the box of their neighbour in the batch (`views` 1 or
+  more in config.data.strong; its colours are not used), the targets too; the
+  loss is then the sum over classes and is multiplied by the fraction of
+  confident pixels. As published: weight 1, ramp_up 0, cutmix_probability 1 and
+  cutmix_area (0.5, 0.5).
+
+  Args:
+    num_classes: K.
+    resolution: side of the images.
+    channels: image channels.
+    total_steps: length of all curves.
+    net: see `jaxseg.nets.segmenters.Net`.
+    loss: see `jaxseg.losses.segmentation.Loss`.
+    optimizer: see `jaxseg.optimizers.Optimizer`.
+    ema_decay: this and all others: see the signature.
+
+  Returns:
+    a `Method` that predicts with the teacher.
+
+  Raises:
+    UserError: a setting outside its choices.
+  """
+  _check_numbers('', ema_decay, start, ramp_up, compared, cutmix_confidence)
+  seg = segmenting.segmenter(
+    num_classes=num_classes, resolution=resolution, channels=channels,
+    total_steps=total_steps, net=net, optimizer=optimizer,
+  )  # fmt: skip
+
+  def init(rng, previous=None):
+    del previous
+    return segmenting.start(seg, rng)
+
+  def teach(teacher, images, rng):
+    """(Logits, batch statistics afterwards)."""
+    if average_statistics:
+      return segmenting.logits(seg, teacher, images), teacher['batch_stats']
+    return segmenting.train_logits(
+      seg, teacher['params'], teacher['batch_stats'], images, rng
+    )
+
+  def current_weight(step):
+    ramp = segmenting.ramp_up(step, ramp_up * total_steps)
+    return jnp.where(step >= start * total_steps, weight * ramp, 0.0)
+
+  def perturb(batch, rng):
+    """(The student's images, the teacher's; the boxes, or None)."""
+    labelled, unlabelled = batch['image'], batch['unlabelled']
+    if cutmix:
+      boxes = batch['cutmix'][:, 0]
+      mixed = views.cutmix(unlabelled, boxes)
+      return jnp.concatenate([labelled, mixed]), unlabelled, boxes
+    everything = jnp.concatenate([labelled, unlabelled])
+    rngs = jax.random.split(rng)
+    return (
+      consistency.noise(rngs[0], everything, student_noise),
+      consistency.noise(
+        rngs[1], everything if on_labelled else unlabelled, teacher_noise
+      ),
+      None,
+    )
+
+  def train_step(state, batch):
+    rngs = jax.random.split(segmenting.step_key(state), 3)
+    images, taught, boxes = perturb(batch, rngs[0])
+    target, teacher_stats = teach(state.ema['seg'], taught, rngs[1])
+    now, extra = current_weight(state.step), {}
+    factor = now
+    if cutmix:
+      target = views.cutmix(target, boxes)
+      extra = {'confident': consistency.confident(target, cutmix_confidence)}
+      factor = now * num_classes * extra['confident']
+
+    def loss_fn(params):
+      logits, stats = segmenting.train_logits(
+        seg, params, state.extra['seg'], images, rngs[2]
+      )
+      labelled = logits[: batch['label'].shape[0]]
+      total, terms = segmentation.supervised(labelled, batch['label'], loss)
+      distance = consistency.mean_square(
+        logits[-target.shape[0] :], target, compared
+      )
+      terms |= {'consistency': distance, 'consistency_weight': now} | extra
+      return total + factor * distance, (stats, terms)
+
+    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
+    decay = consistency.teacher_decay(state.step, ema_decay)
+    state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
+    if not average_statistics:
+      teacher = state.ema['seg'] | {'batch_stats': teacher_stats}
+      state = state.replace(ema=state.ema | {'seg': teacher})
+    return state.replace(step=state.step + 1), terms
+
+  predict = segmenting.predict(seg)
+  return Method(
+    init,
+    train_step,
+    predict,
+    pictures=segmenting.pictures(predict),
+    pretrained=segmenting.pretrained(seg),
+  )
+
+
+def check(where: str, fields: Any, data: Any) -> None:
+  """Refuses a stage that could not train, before anything is read.
+
+  Args:
+    where: 'config.STAGE'.
+    fields: its fields.
+    data: config.data.
+
+  Raises:
+    UserError: names the field, what it is and what it must be.
+  """
+  segmenting.check_semi_supervised(where, fields, data)
+  args = fields.args
+  _check_numbers(
+    f'{where}.args.', args.ema_decay, args.start, args.ramp_up, args.compared,
+    args.cutmix_confidence,
+  )  # fmt: skip
+  if not args.cutmix:
+    return
+  for field in ('views', 'cutmix_probability'):
+    if not data.strong[field]:
+      raise UserError(
+        f'config.data.strong.{field} is 0, but {where}.args.cutmix needs the '
+        f'boxes of strong views; set config.data.strong.{field}=1.'
+      )
+  if fields.unlabelled_batch_size < 2:
+    raise UserError(
+      f'{where}.unlabelled_batch_size is 1, must be at least 2 with '
+      f'{where}.args.cutmix: boxes show another image of the batch.'
+    )
+
+
+def _check_numbers(prefix, ema_decay, start, ramp_up, compared, confidence):
+  if not 0 <= ema_decay < 1:
+    raise UserError(
+      f'{prefix}ema_decay is {ema_decay}, must be from 0 to below 1, such as '
+      '0.99.'
+    )
+  for name, value in (
+    ('start', start), ('ramp_up', ramp_up), ('cutmix_confidence', confidence),
+  ):  # fmt: skip
+    if not 0 <= value <= 1:
+      what = ', a fraction of total_steps' * (name != 'cutmix_confidence')
+      raise UserError(f'{prefix}{name} is {value}, must be from 0 to 1{what}.')
+  if compared not in consistency.COMPARED:
+    raise UserError(
+      f'{prefix}compared is {compared!r}, must be one of '
+      f'{", ".join(consistency.COMPARED)}.'
+    )
