@@ -100,7 +100,7 @@ def _digits(c):
   c.data.augment.shift = 0.07
   c.data.strong.blur = 1.0  # strokes are two pixels wide
   c.eval.max_images, c.eval.batch_size = 300, 50
-  return Preset(c, 1500, 10, 20, _UNET | {'width': 16, 'depth': 3},
+  return Preset(c, 600, 10, 10, _UNET | {'width': 16, 'depth': 3},
                 _ADAMW | {'lr': 2e-3})  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _avatars(c):
   c.data.num_labelled = 30
   c.data.augment.shift = 0.07
   c.eval.max_images, c.eval.batch_size = 60, 20
-  return Preset(c, 1500, 10, 10, _UNET | {'width': 16, 'depth': 3},
+  return Preset(c, 600, 10, 10, _UNET | {'width': 16, 'depth': 3},
                 _ADAMW | {'lr': 2e-3})  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def _laptop(preset, name):
     c.data.fit = ''
   net = _UNET | {'width': 16, 'depth': 3}
   return preset._replace(
-    total_steps=1000, batch_size=8, unlabelled_batch_size=8, net=net,
+    total_steps=400, batch_size=8, unlabelled_batch_size=8, net=net,
     optimizer=_ADAMW,
   )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What every method promises, and what SemanticGAN's alone do."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +16,51 @@ from jaxseg.methods import (
   semantic_gan_encoder,
   supervised,
 )  # fmt: skip
+from jaxseg.nets.segmenters import Net
+from jaxseg.optimizers import Optimizer
 
 K, SIZE, CHANNELS = 3, 32, 1
 TINY_GAN = dict(
   w_dim=8, mapping_depth=2, channel_max=8, d_m_width=8, d_m_scales=1,
 )  # fmt: skip
+NET = Net(width=8, depth=2)
+BATCH_NORM = NET._replace(norm='batch', dropout=0.1)
+# name: its arguments; a name may go on after the method's with '-'.
 TINY = {
-  'supervised': dict(width=8, depth=2),
+  'supervised': dict(net=NET),
+  'supervised-deeplab': dict(
+    net=Net('deeplab_v3plus', 8, backbone='resnet18', norm='batch', dropout=0.1)
+  ),
   'semantic_gan': dict(TINY_GAN, diffaugment_policy='color,translation,cutout'),
   'semantic_gan_encoder': dict(
     gan=TINY_GAN, width=8, depths=(1, 1, 1, 1), features=8,
     perceptual_kind='discriminator', lambda_synthetic=1.0, refine_steps=3,
   ),
+  'mean_teacher': dict(net=BATCH_NORM),
+  'mean_teacher-cutmix': dict(net=NET, cutmix=True),
+  'adv_ssl': dict(net=BATCH_NORM, d_width=8, semi_start=0.0),
+  'gct': dict(net=BATCH_NORM),
+  'self_training': dict(net=NET),
+  'self_training-own': dict(net=BATCH_NORM),
+  'entropy': dict(net=BATCH_NORM),
+  'graph': dict(net=BATCH_NORM),
+  'unimatch': dict(net=BATCH_NORM),
+  'bcp-pretrain': dict(net=BATCH_NORM, pretrain=True),
+  'bcp': dict(net=BATCH_NORM),
 }  # fmt: skip
+PREVIOUS = {
+  'semantic_gan_encoder': 'semantic_gan',
+  'self_training': 'supervised',
+  'bcp': 'bcp-pretrain',
+}
 
 
 def make(name):
-  return METHODS[name].make(
-    num_classes=K, resolution=SIZE, channels=CHANNELS, **TINY[name]
-  )
+  build = METHODS[name.partition('-')[0]].make
+  args = dict(TINY[name])
+  if 'total_steps' in inspect.signature(build).parameters:
+    args['total_steps'] = 20
+  return build(num_classes=K, resolution=SIZE, channels=CHANNELS, **args)
 
 
 @functools.cache
@@ -42,14 +69,20 @@ def batch():
   label = rng.integers(0, K, (8, SIZE, SIZE)).astype(np.int32)
   label[0, :8] = 255
   image = rng.uniform(-1, 1, (8, SIZE, SIZE, 1)).astype(np.float32)
-  return {'image': image, 'label': label, 'unlabelled': image[::-1].copy()}
+  cutmix = np.zeros((8, 2, SIZE, SIZE), np.float32)
+  cutmix[:, 0, 4:20, 6:14] = cutmix[::2, 1, 8:, :12] = 1
+  return {
+    'image': image,
+    'label': label,
+    'unlabelled': image[::-1].copy(),
+    'unlabelled_strong': np.stack([0.5 * image, image + 0.1], 1)[::-1].copy(),
+    'cutmix': cutmix,
+  }
 
 
 @functools.cache
 def initial(name):
-  previous = None
-  if name == 'semantic_gan_encoder':
-    previous = initial('semantic_gan')
+  previous = initial(PREVIOUS[name]) if name in PREVIOUS else None
   return jax.jit(make(name).init)(jax.random.key(0), previous)
 
 
@@ -63,10 +96,10 @@ def stepped(name):
 
 
 def test_every_method_is_covered():
-  assert set(TINY) == set(METHODS)
+  assert {name.partition('-')[0] for name in TINY} == set(METHODS)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', TINY)
 def test_contract(name):
   step, states, metrics = stepped(name)
   for before, after in zip(states, states[1:], strict=False):
@@ -89,7 +122,7 @@ def test_contract(name):
   assert step._cache_size() == 1, 'the second step compiled anew'
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', TINY)
 def test_steps_depend_on_the_state_alone(name):
   step, states, metrics = stepped(name)
   again, _ = step(states[1], batch())
@@ -104,12 +137,12 @@ def _raw(x):
   return jax.random.key_data(x) if is_key else x
 
 
-@pytest.mark.parametrize('name', ['supervised', 'semantic_gan_encoder'])
+@pytest.mark.parametrize('name', [n for n in TINY if n != 'semantic_gan'])
 @pytest.mark.parametrize('way', ['predict', 'refine'])
 def test_predictions(name, way):
   function = getattr(make(name), way)
   if function is None:
-    assert (name, way) == ('supervised', 'refine')
+    assert (way, name != 'semantic_gan_encoder') == ('refine', True)
     return
   images = batch()['image'][:4]
   prediction = jax.jit(function)(stepped(name)[1][2], images)
@@ -137,7 +170,7 @@ def test_refine_lowers_the_distance_and_ignores_batch_mates():
   )
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', TINY)
 def test_eight_devices_give_the_numbers_of_one(name):
   assert jax.device_count() >= 8, 'conftest.py asks for 8 virtual devices'
   mesh = parallel.make_mesh(8)
@@ -232,8 +265,8 @@ def test_bad_choices_are_refused(module, field, value):
 
 def test_supervised_learns_a_threshold():
   method = supervised.make(
-    num_classes=2, resolution=32, channels=1, width=8, depth=2, lr=5e-3,
-    ema_half_life=16.0,
+    num_classes=2, resolution=32, channels=1, total_steps=60, net=NET,
+    optimizer=Optimizer(lr=5e-3), ema_half_life=16.0,
   )  # fmt: skip
   rng = np.random.default_rng(0)
   image = rng.uniform(-1, 1, (8, 4, 4, 1)).repeat(8, 1).repeat(8, 2)

@@ -1,9 +1,25 @@
 """How to learn: one file a method; this dict is the list of them."""
 
-from jaxseg.methods import semantic_gan, semantic_gan_encoder, supervised
+from jaxseg.methods import (
+  adv_ssl,
+  entropy,
+  gct,
+  graph,
+  mean_teacher,
+  self_training,
+  semantic_gan,
+  semantic_gan_encoder,
+  supervised,
+)
 
 METHODS = {
   'supervised': supervised,
   'semantic_gan': semantic_gan,
   'semantic_gan_encoder': semantic_gan_encoder,
+  'mean_teacher': mean_teacher,
+  'adv_ssl': adv_ssl,
+  'gct': gct,
+  'self_training': self_training,
+  'entropy': entropy,
+  'graph': graph,
 }
