@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from quick import quick_jit
 
 from jaxseg.methods import adv_ssl
 from jaxseg.nets.fc_discriminator import FullyConvDiscriminator
-from quick import quick_jit
 
 LAYERS = ('conv1', 'conv2', 'conv3', 'conv4', 'classifier')
 
