@@ -307,9 +307,11 @@ def test_unpooling_refuses_another_size():
 @pytest.mark.parametrize('k, stride', ((4, 2), (3, 2), (2, 2), (5, 3), (8, 4)))
 def test_layer_multiplies_the_size(k, stride):
   layer = upsampling.ConvTranspose(2, k, stride, 'normal')
-  y, variables = layer.init_with_output(jax.random.key(0), normal(1, 3, 5, 4))
+  y, variables = jax.eval_shape(
+    layer.init_with_output, jax.random.key(0), normal(1, 3, 5, 4)
+  )
   assert y.shape == (1, 3 * stride, 5 * stride, 2)
-  shapes = jax.tree.map(jnp.shape, variables['params'])
+  shapes = jax.tree.map(lambda p: p.shape, variables['params'])
   assert shapes == {'kernel': (k, k, 4, 2), 'bias': (2,)}
 
 
