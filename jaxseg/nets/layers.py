@@ -80,9 +80,11 @@ class Conv(nn.Module):
     features: output channels.
     kernel_size: side k of the kernel.
     stride: 1 or 2.
-    padding: zeros on each side; None: k // 2.
+    padding: zeros on each side; None: dilation (k // 2).
     use_bias: whether a bias is added.
     dtype: dtype of the computation; None: that of the input.
+    dilation: distance between neighbouring taps of the kernel, in pixels.
+    kernel_init: initial values of the kernel.
   """
 
   features: int
@@ -91,20 +93,23 @@ class Conv(nn.Module):
   padding: int | None = None
   use_bias: bool = True
   dtype: Dtype = None
+  dilation: int = 1
+  kernel_init: nn.initializers.Initializer = uniform_fan_in
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, I] -> [N, H', W', features], H' = ceil(H / stride)."""
     k = self.kernel_size
     shape = (k, k, x.shape[-1], self.features)
-    kernel = self.param('kernel', uniform_fan_in, shape)
+    kernel = self.param('kernel', self.kernel_init, shape)
     dtype = self.dtype or x.dtype
-    pad = k // 2 if self.padding is None else self.padding
+    pad = self.dilation * (k // 2) if self.padding is None else self.padding
     x = conv2d(
       x.astype(dtype),
       kernel.astype(dtype),
       stride=self.stride,
       padding=(pad, pad),
+      dilation=self.dilation,
     )
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.ops.conv import conv2d, conv2d_transpose
 
-# kernel size, stride, padding (None: half the kernel), height, width
+# kernel size, stride, padding (None: keeps the size), height, width
 CASES = (
   # Up to 4 pixels a side: one matrix product.
   (3, 1, None, 4, 3),
@@ -27,12 +28,24 @@ CASES = (
   (4, 2, (2, 2), 7, 6),
   (7, 2, None, 9, 8),
 )
+# kernel size, stride, padding, dilation, height, width, channels; 64 channels
+# are enough for one product a tap.
+DILATED = (
+  (3, 1, None, 2, 7, 6, 3),
+  (3, 1, (3, 1), 2, 5, 4, 64),
+  # Some taps, all but one, and all of them outside the image.
+  (3, 1, None, 5, 6, 4, 3),
+  (3, 1, None, 36, 4, 5, 3),
+  (2, 1, (20, 0), 18, 3, 3, 3),
+  (3, 2, None, 2, 7, 6, 3),
+  (3, 2, None, 1, 7, 8, 64),
+)
 
 
-def arrays(height, width, k, seed=0):
+def arrays(height, width, k, channels=3, seed=0):
   rng = np.random.default_rng(seed)
-  x = rng.normal(size=(2, height, width, 3))
-  kernel = rng.normal(size=(k, k, 3, 4)) / k
+  x = rng.normal(size=(2, height, width, channels))
+  kernel = rng.normal(size=(k, k, channels, channels + 1)) / k / channels**0.5
   return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
 
 
@@ -66,6 +79,42 @@ def assert_same_derivatives(fn, x, kernel):
 def test_conv2d(k, stride, padding, height, width):
   fn = functools.partial(conv2d, stride=stride, padding=padding)
   assert_same_derivatives(fn, *arrays(height, width, k))
+
+
+@pytest.mark.parametrize(
+  'k, stride, padding, dilation, height, width, channels', DILATED
+)
+def test_dilation(k, stride, padding, dilation, height, width, channels):
+  fn = functools.partial(
+    conv2d, stride=stride, padding=padding, dilation=dilation
+  )
+  assert_same_derivatives(fn, *arrays(height, width, k, channels))
+
+
+@pytest.mark.parametrize('name', ('fast', 'lax'))
+@pytest.mark.parametrize('dilation', (2, 4, 9))
+def test_dilation_is_a_kernel_with_holes(name, dilation):
+  x, kernel = arrays(5, 7, 3)
+  holes = np.zeros((2 * dilation + 1,) * 2 + kernel.shape[2:])
+  holes[::dilation, ::dilation] = kernel
+  wanted = torch.nn.functional.conv2d(
+    torch.tensor(np.array(x)).permute(0, 3, 1, 2),
+    torch.tensor(holes, dtype=torch.float32).permute(3, 2, 0, 1),
+    padding=dilation,
+  )
+  with ops.implementation(name):
+    got = conv2d(x, kernel, dilation=dilation)
+  assert_allclose(got, wanted.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_taps_outside_the_image_cost_nothing():
+  """36 pixels from the centre of a 4x4 map: one product of nine is left."""
+  x, kernel = arrays(4, 4, 3, 64)
+  with ops.implementation('fast'):
+    grad = jax.grad(lambda *a: conv2d(*a, dilation=36).sum(), (0, 1))
+    text = str(jax.make_jaxpr(grad)(x, kernel))
+  assert text.count('dot_general') == 3  # forward, and both gradients
+  assert 'conv_general_dilated' not in text
 
 
 @pytest.mark.parametrize('k, height, width', ((3, 4, 4), (4, 5, 3)))
@@ -121,12 +170,14 @@ def test_inside_branches_and_loops():
 
 
 @pytest.mark.parametrize('name', ('fast', 'lax'))
-def test_bfloat16(name):
-  x, kernel = arrays(6, 6, 3)
+@pytest.mark.parametrize('channels, dilation', ((3, 1), (64, 3)))
+def test_bfloat16(name, channels, dilation):
+  x, kernel = arrays(6, 6, 3, channels)
   low = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
 
   def run(x, kernel):
-    up = lambda k: conv2d_transpose(conv2d(x, k, stride=2)[..., :3], k)
+    half = lambda k: conv2d(x, k, stride=2, dilation=dilation)
+    up = lambda k: conv2d_transpose(half(k)[..., :channels], k)
     return up(kernel), jax.grad(lambda k: up(k).sum())(kernel)
 
   with ops.implementation(name):
