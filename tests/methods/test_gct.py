@@ -1,0 +1,415 @@
+"""Guided collaborative training: who learns what from whom."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from quick import quick_jit
+
+from jaxseg.errors import UserError
+from jaxseg.losses import flaws
+from jaxseg.losses.segmentation import VOID, Loss
+from jaxseg.methods import gct, supervised
+from jaxseg.nets.segmenters import Net
+from jaxseg.optimizers import Optimizer
+
+K, SIDE, STEPS = 3, 16, 40
+COMMON = dict(
+  num_classes=K, resolution=SIDE, channels=1, total_steps=STEPS,
+  net=Net(width=8, depth=2), loss=Loss(dice=0.0),
+  optimizer=Optimizer(name='sgd', lr=0.1, momentum=0.0, weight_decay=0.0),
+)  # fmt: skip
+DETECTOR = gct.Detector(width=4)
+
+
+@functools.cache
+def make(**settings):
+  return gct.make(**COMMON, detector=DETECTOR, **settings)
+
+
+@functools.cache
+def initial():
+  return quick_jit(make().init)(jax.random.key(0))
+
+
+@functools.cache
+def batch():
+  """Images of brightness that is the label, a third of the first void."""
+  rng = np.random.default_rng(0)
+  blocks = rng.uniform(-1, 1, (7, 4, 4, 1)).repeat(4, 1).repeat(4, 2)
+  image = blocks.astype(np.float32)
+  label = np.digitize(image[..., 0], (-0.3, 0.3)).astype(np.int32)
+  label[0, :6] = VOID
+  return {'image': image[:4], 'label': label[:4], 'unlabelled': image[4:]}
+
+
+def step(state, data=None, **settings):
+  return _jitted(**settings)(state, data or batch())
+
+
+@functools.cache
+def _jitted(**settings):
+  return quick_jit(make(**settings).train_step)
+
+
+def trained_detector(state, gain=30.0):
+  """The state with a detector whose maps pass the thresholds."""
+  flaw = state.params['flaw']
+  last = {
+    'kernel': gain * flaw['classifier']['kernel'],
+    'bias': flaw['classifier']['bias'] + 0.5,
+  }
+  params = state.params | {'flaw': flaw | {'classifier': last}}
+  return state.replace(params=params)
+
+
+def late(state):
+  """At the end of the ramp-up."""
+  return trained_detector(state).replace(step=jnp.int32(4))
+
+
+def same(a, b, **tolerance):
+  jax.tree.map(functools.partial(assert_allclose, **tolerance), a, b)
+
+
+def largest_difference(a, b):
+  differences = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), a, b)
+  return max(map(float, jax.tree.leaves(differences)))
+
+
+def test_models_differ_and_the_state_holds_three_networks():
+  state = initial()
+  assert set(state.params) == set(state.opt_state) == {'l', 'r', 'flaw'}
+  assert set(state.extra) == {'l', 'r', 'flaw'}
+  assert set(state.ema) == {'l', 'r'}
+  l, r = state.params['l'], state.params['r']
+  assert jax.tree.structure(l) == jax.tree.structure(r)
+  for part in ('encoder', 'decoder'):
+    assert largest_difference(l[part], r[part]) > 0.01
+
+
+def test_without_guidance_both_are_supervised():
+  """Neither constraint: each model's step is that of supervised.py."""
+  method = supervised.make(**COMMON)
+  start = quick_jit(method.init)(jax.random.key(0))
+  plain_step = quick_jit(method.train_step)
+  state = late(initial())
+  after, metrics = step(state, dc_weight=0.0, fc_weight=0.0)
+  for name in 'lr':
+    params = {'seg': state.params[name]}
+    plain = start.replace(params=params, ema={'seg': state.ema[name]})
+    plain, found = plain_step(plain, batch())
+    assert_allclose(metrics[f'ce_{name}'], found['ce'], rtol=1e-5)
+    same(after.params[name], plain.params['seg'], atol=1e-6)
+    same(after.ema[name]['params'], plain.ema['seg']['params'], atol=1e-6)
+  assert metrics['dc_l'] > 0 and metrics['fc_l'] > 0  # shown all the same
+
+
+@pytest.mark.parametrize('mode', gct.MODES)
+def test_modes(mode):
+  state = late(initial())
+  plain, _ = step(state, dc_weight=0.0, fc_weight=0.0)
+  after, metrics = step(state, mode=mode)
+  terms = {'fc_l', 'fc_r', 'dc_l', 'dc_r'} & set(metrics)
+  assert {term[:2] for term in terms} == {'gct': {'fc', 'dc'}}.get(mode, {mode})
+  for name in 'lr':
+    assert largest_difference(after.params[name], plain.params[name]) > 1e-5
+  # The constraints leave the detector alone.
+  same(after.params['flaw'], plain.params['flaw'], atol=1e-7)
+
+
+def maps(state):
+  """(Images, labelled and unlabelled; probabilities and flaws of l and r)."""
+  images = np.concatenate([batch()['image'], batch()['unlabelled']])
+  net = gct.FlawDetector(DETECTOR.width, stride=1)
+  unet = gct.segmenting.segmenters.build(COMMON['net'], K)
+
+  @quick_jit
+  def run(params, stats):
+    p = [
+      jax.nn.softmax(unet.apply({'params': params[n]}, images)) for n in 'lr'
+    ]
+    variables = {'params': params['flaw'], 'batch_stats': stats}
+    flaw = [
+      net.apply(variables, images, q, train=True, mutable=['batch_stats'])[0]
+      for q in p
+    ]
+    return p, flaw
+
+  return images, *run(state.params, state.extra['flaw'])
+
+
+def test_metrics_by_hand():
+  state = late(initial())
+  _, p, flaw = maps(state)
+  p, flaw = np.asarray(p), np.asarray(flaw)
+  handled = np.asarray([flaws.handle(f) for f in flaw])
+  _, metrics = step(state)
+  bad = (handled > 0.6).all(0)
+  assert 0 < bad.mean() < 1
+  assert_allclose(metrics['both_flawed'], bad.mean(), rtol=1e-6)
+  compared = np.where(handled > 0.6, 1, handled)
+  label, labelled = batch()['label'], len(batch()['label'])
+  truth = (label[..., None] == np.arange(K)).astype(np.float32)
+  distances = []
+  for i, name in enumerate('lr'):
+    wanted = (bad * flaw[i] ** 2).mean()
+    assert_allclose(metrics[f'fc_{name}'], wanted, rtol=1e-4)
+    learns = compared[i] > compared[1 - i]
+    assert 0.05 < learns.mean() < 0.95
+    wanted = (learns[..., None] * (p[i] - p[1 - i]) ** 2).mean()
+    assert_allclose(metrics[f'dc_{name}'], wanted, rtol=1e-4)
+    valid = label != VOID
+    ce = -(truth * np.log(p[i, :labelled])).sum(-1)[valid].mean()
+    assert_allclose(metrics[f'ce_{name}'], ce, rtol=1e-4)
+    true = np.asarray(flaws.target(p[i, :labelled], label))
+    distances.append(((flaw[i, :labelled] - true) ** 2)[valid].mean())
+  assert_allclose(metrics['fd'], np.mean(distances), rtol=1e-4)
+
+
+def test_detector_step_by_finite_differences_of_its_own_loss():
+  """Adam's first step is lr along the sign of the gradient of L_fd."""
+  state = trained_detector(initial())
+  after, _ = step(state, dc_weight=0.0, fc_weight=0.0)
+  moved = (
+    after.params['flaw']['classifier']['bias']
+    - state.params['flaw']['classifier']['bias']
+  )
+  assert_allclose(np.abs(moved), DETECTOR.lr, rtol=1e-3)
+
+  def fd(change):
+    flaw = state.params['flaw']
+    last = flaw['classifier']
+    shifted = last | {'bias': last['bias'] + change}
+    params = state.params | {'flaw': flaw | {'classifier': shifted}}
+    shifted = state.replace(params=params)
+    return step(shifted, dc_weight=0.0, fc_weight=0.0)[1]['fd']
+
+  slope = (fd(0.01) - fd(-0.01)) / 0.02
+  assert np.sign(moved) == -np.sign(slope)
+  assert abs(slope) > 1e-3
+
+
+def test_guidance_has_the_gradients_of_the_paper():
+  """No gradient to the detector; L_dc only where the other is better."""
+  state = late(initial())
+  images, p, flaw = maps(state)
+  net = gct.FlawDetector(DETECTOR.width, stride=1)
+  handled = [np.asarray(flaws.handle(f)) for f in flaw]
+  compared = [np.where(h > 0.6, 1, h) for h in handled]
+
+  @quick_jit
+  def gradients(params, p):
+    guided = lambda params, p: gct.guide(
+      net, (params, state.extra['flaw']), images, p
+    )
+    dc = jax.grad(lambda p: guided(params, p)['dc_l'])(p)
+    fc = jax.grad(lambda v, p: guided(v, p)['fc_l'], (0, 1))(params, p)
+    fd = jax.grad(
+      lambda p: gct.detection_loss(
+        net, (params, state.extra['flaw']), images, p, batch()['label'],
+        DETECTOR,
+      )[0]
+    )(p)  # fmt: skip
+    return dc, fc, fd
+
+  dc, (fc_params, fc), fd = gradients(state.params['flaw'], tuple(p))
+  learns = (compared[0] > compared[1])[..., None]
+  wanted = 2 * (p[0] - p[1]) * learns / p[0].size
+  assert_allclose(dc[0], wanted, atol=1e-9, rtol=1e-4)
+  assert_array_equal(dc[1], 0)
+  assert (
+    largest_difference(fc_params, jax.tree.map(jnp.zeros_like, fc_params)) == 0
+  )
+  assert np.abs(fc[0]).max() > 0
+  assert_array_equal(fc[1], 0)
+  assert_array_equal(fd[0], 0)
+  assert_array_equal(fd[1], 0)
+
+
+def test_weight_ramps_up_and_detector_follows_poly():
+  state = initial()
+  for count in (0, 1, 2, 4, 30):
+    _, metrics = step(state.replace(step=jnp.int32(count)))
+    t = min(1, count / 4)
+    assert_allclose(
+      metrics['dc_weight'], 100 * np.exp(-5 * (1 - t) ** 2), rtol=1e-5
+    )
+  # Adam's steps of a constant gradient are the learning rate.
+  counts = [s for s in jax.tree.leaves(state.opt_state['flaw'])
+            if s.dtype == jnp.int32]  # fmt: skip
+  assert len(counts) == 2
+  schedule = optax.polynomial_schedule(1e-4, 0.0, 0.9, STEPS)
+  at = lambda opt, n: jax.tree.map(
+    lambda x: jnp.int32(n) if x.dtype == jnp.int32 else x, opt
+  )
+  opt_state = state.opt_state | {'flaw': at(state.opt_state['flaw'], 20)}
+  after, _ = step(state.replace(opt_state=opt_state))
+  # Bias correction at count 21 of fresh moments: (1 - b1) / sqrt(1 - b2).
+  factor = (0.1 / (1 - 0.9**21)) / np.sqrt(0.01 / (1 - 0.99**21))
+  moved = np.abs(
+    after.params['flaw']['classifier']['bias']
+    - state.params['flaw']['classifier']['bias']
+  )
+  assert_allclose(moved, schedule(20) * factor, rtol=1e-2)
+  assert_allclose(schedule(20), 1e-4 * 0.5**0.9, rtol=1e-5)
+
+
+def test_void_and_scrambled_unlabelled_pixels():
+  """What void pixels' neighbours say stays; nothing reads the value 255."""
+  state = late(initial())
+  after, metrics = step(state)
+  void = dict(batch(), label=np.full_like(batch()['label'], VOID))
+  alone, found = step(state, void)
+  assert found['ce_l'] == found['ce_r'] == found['fd'] == 0
+  assert found['dc_l'] > 0  # labels are no part of it
+  assert_allclose(found['dc_l'], metrics['dc_l'], rtol=1e-5)
+  # Without any label the detector rests.
+  same(alone.params['flaw'], state.params['flaw'], atol=0)
+  assert largest_difference(after.params['flaw'], state.params['flaw']) > 0
+
+
+def test_published_switches():
+  state = late(initial())
+  _, plain = step(state)
+  label = jnp.asarray(batch()['label'])
+  images, p, flaw = maps(state)
+  n = len(label)
+  assert min(f.min() for f in flaw) < 0
+
+  def expected(shown, **how):
+    true = [flaws.target(q[:n], label, **how) for q in p]
+    return [np.square(f[:n] - t) for f, t in zip(shown, true, strict=True)]
+
+  valid = label != VOID
+  _, clipped = _switch(state, clip=True)
+  wanted = np.mean([d[valid] for d in expected(np.maximum(flaw, 0))])
+  assert_allclose(clipped['fd'], wanted, rtol=1e-4)
+  assert clipped['fd'] < plain['fd']
+  _, void = _switch(state, void_as_flaw=True)
+  assert_allclose(
+    void['fd'], np.mean(expected(flaw, void_as_flaw=True)), rtol=1e-4
+  )
+  assert abs(void['fd'] - plain['fd']) > 1e-3
+
+
+def _switch(state, **settings):
+  method = gct.make(**COMMON, detector=DETECTOR._replace(**settings))
+  return quick_jit(method.train_step)(state, batch())
+
+
+def test_shift_none_lets_models_without_flaws_teach():
+  """The reason for the default: neither map shows a flaw, yet one wins."""
+  state = initial()  # an untrained detector finds nothing
+  assert step(state)[1]['dc_l'] == 0 == step(state)[1]['dc_r']
+  _, metrics = step(state, shift_none=True)
+  assert metrics['dc_l'] + metrics['dc_r'] > 0
+
+
+def test_predictions():
+  state = initial()
+  image = batch()['image']
+  found = {
+    way: quick_jit(make(predict_with=way).predict)(state, image)
+    for way in gct.PREDICT_WITH
+  }
+  l, r, mean = (found[way].probabilities for way in gct.PREDICT_WITH)
+  assert np.abs(l - r).max() > 0.01
+  assert_allclose(mean, (l + r) / 2, atol=1e-6)
+  assert_allclose(mean.sum(-1), 1, atol=1e-5)
+  assert_allclose(found['mean'].trust, mean.max(-1).mean((1, 2)), rtol=1e-6)
+  # Predictions are of the averaged weights.
+  other = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
+  assert_array_equal(quick_jit(make().predict)(other, image).probabilities, l)
+
+
+def test_pictures():
+  found = quick_jit(make().pictures)(late(initial()), batch())
+  assert found['flaw'].shape == batch()['image'].shape
+  assert found['flaw'].min() >= -1 and found['flaw'].max() <= 1
+  assert found['predicted'].shape == batch()['label'].shape
+
+
+def test_learns_a_threshold_from_few_pixels():
+  """With both constraints on, from a few labelled pixels an image."""
+  method = gct.make(
+    num_classes=2, resolution=SIDE, channels=1, total_steps=80,
+    net=Net(width=8, depth=2), optimizer=Optimizer(lr=5e-3),
+    ema_half_life=8.0, detector=DETECTOR._replace(lr=1e-3),
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  image = rng.uniform(-1, 1, (12, 4, 4, 1)).repeat(4, 1).repeat(4, 2)
+  image = image.astype(np.float32)
+  label = (image[..., 0] > 0).astype(np.int32)
+  given = np.where(rng.uniform(size=label.shape) < 0.2, label, VOID)
+  data = {'image': image[:4], 'label': given[:4], 'unlabelled': image[4:]}
+  state = quick_jit(method.init)(jax.random.key(0))
+  train = quick_jit(method.train_step)
+  exchanged = 0
+  for _ in range(80):
+    state, metrics = train(state, data)
+    exchanged += metrics['dc_l'] + metrics['dc_r'] > 0
+  assert exchanged > 20
+  assert all(np.isfinite(value) for value in metrics.values())
+  found = quick_jit(method.predict)(state, image).probabilities.argmax(-1)
+  assert (found[4:] == label[4:]).mean() > 0.9
+
+
+def fields(**changes):
+  args = dict(
+    net=Net()._asdict(), optimizer=Optimizer()._asdict(), mode='gct',
+    predict_with='l', detector=gct.Detector()._asdict(), xi=0.6, dc_ramp_up=0.1,
+  )  # fmt: skip
+  args['detector'] |= changes.pop('detector', {})
+  stage = ml_collections.ConfigDict(
+    dict(method='gct', unlabelled_batch_size=4, batch_size=4,
+         args=args | {k: v for k, v in changes.items() if k in args})
+  )  # fmt: skip
+  data = ml_collections.ConfigDict(
+    dict(resolution=changes.get('resolution', 64), strong=dict(views=0))
+  )
+  return 'config.seg', stage, data
+
+
+def test_check_accepts():
+  gct.check(*fields())
+  gct.check(*fields(resolution=16))
+  gct.check(*fields(resolution=96, detector=dict(stride=32)))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(mode='cd'), r"config.seg.args.mode is 'cd', must be one of gct, fc"),
+    (dict(predict_with='both'), r"args.predict_with is 'both', must be one of"),
+    (dict(detector=dict(stride=5)), r'args.detector.stride is 5, must be one'),
+    (
+      dict(detector=dict(stride=32)),
+      r'args.detector.stride is 32, .* at least 92 .* is 64\); set it to 0',
+    ),
+    (dict(detector=dict(width=7)), r'args.detector.width is 7, must be even'),
+    (dict(detector=dict(nu=-1)), r'args.detector.nu is -1, must lie between 0'),
+    (dict(xi=60.0), r'args.xi is 60.0, must lie between 0 and 1'),
+    (dict(dc_ramp_up=3.0), r'dc_ramp_up is 3.0, must lie between 0 and 1'),
+  ],
+)
+def test_check_refuses(changes, message):
+  with pytest.raises(UserError, match=message):
+    gct.check(*fields(**changes))
+
+
+def test_check_refuses_no_unlabelled_images():
+  where, stage, data = fields()
+  stage.unlabelled_batch_size = 0
+  with pytest.raises(UserError, match='unlabelled_batch_size is 0'):
+    gct.check(where, stage, data)
+
+
+def test_make_refuses_without_a_config():
+  with pytest.raises(UserError, match="^mode is 'x', must be one of gct"):
+    make(mode='x')
