@@ -33,6 +33,8 @@ class Preset(NamedTuple):
     unlabelled_batch_size: unlabelled images a step, of methods that read them.
     net: fields of `jaxseg.nets.segmenters.Net`.
     optimizer: fields of `jaxseg.optimizers.Optimizer`.
+    one_piece: whether each foreground class is one connected piece, where an
+      image shows it: a ventricle is, a pair of lungs is not.
   """
 
   config: ConfigDict
@@ -41,6 +43,7 @@ class Preset(NamedTuple):
   unlabelled_batch_size: int
   net: dict[str, Any]
   optimizer: dict[str, Any]
+  one_piece: bool = False
 
   def stage(self, method: str, **changes: Any) -> ConfigDict:
     """One stage of `method` with this preset's numbers.
@@ -101,7 +104,7 @@ def _digits(c):
   c.data.strong.blur = 1.0  # strokes are two pixels wide
   c.eval.max_images, c.eval.batch_size = 300, 50
   return Preset(c, 600, 10, 10, _UNET | {'width': 16, 'depth': 3},
-                _ADAMW | {'lr': 2e-3})  # fmt: skip
+                _ADAMW | {'lr': 2e-3}, one_piece=True)  # fmt: skip
 
 
 def _avatars(c):
@@ -142,7 +145,7 @@ def _liver(c):
   c.data.num_labelled, c.data.labelled_by = 8, 'group'
   c.data.fit = 'pad'
   c.data.augment.scale, c.data.augment.rotate = 0.1, 10.0
-  return Preset(c, 20_000, 8, 8, _UNET, _ADAMW)
+  return Preset(c, 20_000, 8, 8, _UNET, _ADAMW, one_piece=True)
 
 
 def _acdc(c):
@@ -156,7 +159,7 @@ def _acdc(c):
   c.data.augment.rotate = 20.0
   return Preset(
     c, 30_000, 12, 12, _UNET | {'width': 16, 'norm': 'batch'},
-    _SGD | {'lr': 0.01, 'head_factor': 1.0},
+    _SGD | {'lr': 0.01, 'head_factor': 1.0}, one_piece=True,
   )  # fmt: skip
 
 

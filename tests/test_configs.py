@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxseg import config as jaxseg_config
-from jaxseg import errors, workdir
+from jaxseg import errors, presets, workdir
 from jaxseg.errors import UserError
 from jaxseg.methods import perceptual
 
@@ -22,6 +22,21 @@ CASES = {  # file: {argument: number of classes}
   'chest_xray': {'9': 2, '35,laptop': 2},
   'faces': {'30': 6},
   'celeba_mask': {'30': 8},
+  'unet': {'liver,8': 2},
+  'deeplab_v3plus': {'voc2012,92': 21},
+  'deeplab_v2': {'digits': 11},
+  'fcn8s': {'digits': 11},
+  'segnet': {'skin_lesion': 2},
+  'mean_teacher': {'acdc,3': 4},
+  'adv_ssl': {'voc2012': 21},
+  'gct': {'acdc': 4},
+  'self_training': {'folder:mydata,20': 3},
+  'entropy': {'avatars': 6},
+  'graph': {'celeba_mask_hq': 8},
+  'fixmatch': {'cityscapes': 19},
+  'unimatch': {'chest_xray,35': 2},
+  'bcp': {'acdc,3': 4},
+  'baselines': {'chest_xray,9,laptop': 2},
 }
 
 
@@ -53,8 +68,15 @@ def test_config(name, arg):
       'image': images(fields.batch_size),
       'label': jax.ShapeDtypeStruct((fields.batch_size, size, size), 'int32'),
     }
-    if fields.unlabelled_batch_size:
-      batch['unlabelled'] = images(fields.unlabelled_batch_size)
+    m, views = fields.unlabelled_batch_size, config.data.strong.views
+    if m:
+      batch['unlabelled'] = images(m)
+    if m and views:
+      shape = (m, views, size, size)
+      batch['cutmix'] = jax.ShapeDtypeStruct(shape, 'float32')
+      batch['unlabelled_strong'] = jax.ShapeDtypeStruct(
+        (*shape, channels), 'float32'
+      )
     step = workdir.make_method(config, stage, k).train_step
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -62,11 +84,79 @@ def test_config(name, arg):
 
 
 @pytest.mark.parametrize(
-  ('name', 'arg'), [('quickstart', 'cats'), ('chest_xray', '9,tiny')]
+  ('name', 'arg'),
+  [
+    ('quickstart', 'cats'),
+    ('chest_xray', '9,tiny'),
+    ('unet', 'digit'),
+    ('unet', 'acdc,many'),
+    ('unet', 'acdc,7,small'),
+    ('unet', 'acdc,7,laptop,more'),
+  ],
 )
 def test_unknown_argument_is_refused(name, arg):
   with pytest.raises(ValueError, match=arg.split(',')[-1]):
     load(name, arg)
+
+
+def test_every_preset_passes_the_checks():
+  for name in (*presets.SETS, 'folder:mydata'):
+    for arg in (name, f'{name},5', f'{name},5,laptop'):
+      preset = presets.load(arg)
+      config = jaxseg_config.add_stages(
+        preset.config, unet=preset.stage('supervised', net={'up': 'transposed'})
+      )
+      jaxseg_config.check(config)
+      assert ',' not in arg or config.data.num_labelled == 5
+      assert config.unet.args.net.width == preset.net.get('width', 64)
+      assert config.unet.args.net.up == 'transposed'
+      assert config.unet.args.optimizer.lr == preset.optimizer['lr']
+
+
+def test_groups_of_a_stage():
+  fields = jaxseg_config.stage(
+    'supervised', net={'width': 16}, ema_half_life=0.0
+  )
+  assert (fields.args.net.width, fields.args.net.depth) == (16, 4)
+  with pytest.raises(KeyError, match='wdth'):
+    jaxseg_config.stage('supervised', net={'wdth': 16})
+  with pytest.raises(TypeError):
+    jaxseg_config.stage('supervised', net={'width': 'wide'})
+
+
+@pytest.mark.parametrize(
+  ('group', 'field', 'value', 'sentence'),
+  [
+    ('net', 'arch', 'unet++', "net.arch is 'unet\\+\\+', must be one of unet"),
+    ('net', 'norm', 'layer', "net.norm is 'layer', must be one of group"),
+    ('net', 'up', 'nearest', "net.up is 'nearest', must be one of bilinear"),
+    ('net', 'depth', 6, 'depth is 6, but 32 pixels'),
+    ('net', 'weights', 'x.pth', 'unet has no ImageNet encoder'),
+    ('optimizer', 'name', 'lion', "optimizer.name is 'lion'"),
+    ('optimizer', 'schedule', 'step', "optimizer.schedule is 'step'"),
+  ],
+)
+def test_settings_of_a_segmenter(group, field, value, sentence):
+  config = load('unet', 'digits').unlock()
+  config.unet.args[group][field] = value
+  with pytest.raises(UserError, match=sentence):
+    jaxseg_config.check(config)
+
+
+@pytest.mark.parametrize('name', ['fixmatch', 'unimatch'])
+def test_strong_views_are_needed(name):
+  config = load(name, 'digits').unlock()
+  config.data.strong.views = 0
+  with pytest.raises(UserError, match='strong.views is 0, but'):
+    jaxseg_config.check(config)
+
+
+@pytest.mark.parametrize('name', ['mean_teacher', 'adv_ssl', 'gct', 'graph'])
+def test_unlabelled_images_are_needed(name):
+  config = load(name, 'digits').unlock()
+  config[name].unlabelled_batch_size = 0
+  with pytest.raises(UserError, match=f'{name}.unlabelled_batch_size is 0'):
+    jaxseg_config.check(config)
 
 
 @pytest.mark.parametrize(

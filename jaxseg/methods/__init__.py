@@ -2,6 +2,7 @@
 
 from jaxseg.methods import (
   adv_ssl,
+  bcp,
   entropy,
   gct,
   graph,
@@ -10,6 +11,7 @@ from jaxseg.methods import (
   semantic_gan,
   semantic_gan_encoder,
   supervised,
+  unimatch,
 )
 
 METHODS = {
@@ -22,4 +24,6 @@ METHODS = {
   'self_training': self_training,
   'entropy': entropy,
   'graph': graph,
+  'unimatch': unimatch,
+  'bcp': bcp,
 }
