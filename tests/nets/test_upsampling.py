@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+import torch_layers as t
 from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.nets import upsampling
-
-F = torch.nn.functional
 
 # Example of a lecture on segmentation: stride 2, padding 1.
 X = np.arange(16, dtype=np.float32).reshape(4, 4)
@@ -53,14 +51,6 @@ def kernel(k):
 def normal(*shape, seed=0):
   x = np.random.default_rng(seed).normal(size=shape)
   return np.asarray(x, np.float32)
-
-
-def to_torch(x):
-  return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)
-
-
-def from_torch(x):
-  return x.detach().permute(0, 2, 3, 1).numpy()
 
 
 def stamp_and_add(x, k, stride):
@@ -182,6 +172,7 @@ def test_fixed_interpolation_is_the_convolution(factor, padding):
   )
 
 
+@t.needed
 @pytest.mark.parametrize(
   'size, align',
   (
@@ -191,11 +182,11 @@ def test_fixed_interpolation_is_the_convolution(factor, padding):
 )  # fmt: skip
 def test_resize_as_torch(size, align):
   x = normal(2, 4, 5, 3)
-  wanted = F.interpolate(
-    to_torch(x), size, mode='bilinear', align_corners=align
+  wanted = t.F.interpolate(
+    t.to_torch(x), size, mode='bilinear', align_corners=align
   )
   y = upsampling.resize(jnp.asarray(x), size, align)
-  assert_allclose(y, from_torch(wanted), atol=1e-6)
+  assert_allclose(y, t.from_torch(wanted), atol=1e-6)
 
 
 # kernel size, stride, padding, output padding
@@ -205,19 +196,20 @@ TRANSPOSED = (
 )  # fmt: skip
 
 
+@t.needed
 @pytest.mark.parametrize('implementation', ('fast', 'lax'))
 @pytest.mark.parametrize('k, stride, padding, extra', TRANSPOSED)
 def test_conv_transpose_as_torch(k, stride, padding, extra, implementation):
   """Values, and gradients of both arguments."""
   x, w = normal(2, 5, 4, 3), normal(k, k, 3, 2, seed=1)
-  args = [to_torch(x), torch.from_numpy(w).permute(2, 3, 0, 1).contiguous()]
+  args = [t.to_torch(x), t.tensor(w).permute(2, 3, 0, 1).contiguous()]
   for arg in args:
     arg.requires_grad_()
-  wanted = F.conv_transpose2d(
+  wanted = t.F.conv_transpose2d(
     *args, stride=stride, padding=padding, output_padding=extra
   )
-  g = normal(*from_torch(wanted).shape, seed=2)
-  wanted.backward(to_torch(g))
+  g = normal(*t.from_torch(wanted).shape, seed=2)
+  wanted.backward(t.to_torch(g))
 
   @quick_jit
   def run(x, w, g):
@@ -228,8 +220,8 @@ def test_conv_transpose_as_torch(k, stride, padding, extra, implementation):
 
   with ops.implementation(implementation):
     y, dx, dw = run(x, w, g)
-  assert_allclose(y, from_torch(wanted), atol=1e-5)
-  assert_allclose(dx, from_torch(args[0].grad), atol=1e-5)
+  assert_allclose(y, t.from_torch(wanted), atol=1e-5)
+  assert_allclose(dx, t.from_torch(args[0].grad), atol=1e-5)
   assert_allclose(dw, args[1].grad.permute(2, 3, 0, 1), atol=1e-4)
 
 
@@ -255,19 +247,20 @@ def loop_unpool(x):
   return y
 
 
+@t.needed
 @pytest.mark.parametrize('size', ((6, 4), (5, 7), (1, 2)))
 def test_max_pooling_and_unpooling_as_torch(size):
   """Also the gradients, and of equal values the first."""
   x = np.round(normal(2, *size, 3) * 2)
-  x_torch = to_torch(x).requires_grad_()
-  pooled_torch, indices_torch = F.max_pool2d(
+  x_torch = t.to_torch(x).requires_grad_()
+  pooled_torch, indices_torch = t.F.max_pool2d(
     x_torch, 2, ceil_mode=True, return_indices=True
   )
-  unpooled_torch = F.max_unpool2d(
+  unpooled_torch = t.F.max_unpool2d(
     pooled_torch, indices_torch, 2, output_size=size
   )
   g = normal(2, *size, 3, seed=1)
-  unpooled_torch.backward(to_torch(g))
+  unpooled_torch.backward(t.to_torch(g))
 
   def run(x):
     pooled, indices = upsampling.max_pool_with_indices(x)
@@ -280,22 +273,23 @@ def test_max_pooling_and_unpooling_as_torch(size):
     return y, *aux, *pull(g)
 
   y, pooled, flat, dx = all_of(x, g)
-  assert_array_equal(pooled, from_torch(pooled_torch))
-  assert_array_equal(flat, from_torch(indices_torch))
-  assert_array_equal(y, from_torch(unpooled_torch))
+  assert_array_equal(pooled, t.from_torch(pooled_torch))
+  assert_array_equal(flat, t.from_torch(indices_torch))
+  assert_array_equal(y, t.from_torch(unpooled_torch))
   assert_array_equal(y, loop_unpool(x))
   assert y.sum() == pooled.sum()
-  assert_array_equal(dx, from_torch(x_torch.grad))
+  assert_array_equal(dx, t.from_torch(x_torch.grad))
 
 
+@t.needed
 def test_max_pooling_keeps_nan_and_infinities():
   x = normal(1, 4, 4, 1)
   x[0, :2, :2, 0] = [[1, np.nan], [3, 2]]
   x[0, 2:, 2:, 0] = -np.inf
   x[0, :2, 2:, 0] = [[np.nan, 5], [3, 2]]
   pooled, _ = upsampling.max_pool_with_indices(jnp.asarray(x))
-  wanted = F.max_pool2d(to_torch(x), 2)
-  assert_array_equal(pooled, from_torch(wanted))
+  wanted = t.F.max_pool2d(t.to_torch(x), 2)
+  assert_array_equal(pooled, t.from_torch(wanted))
 
 
 def test_unpooling_refuses_another_size():
