@@ -215,8 +215,12 @@ def _classifier(stored):
 
 
 def _of_lpips(path):
+  try:
+    convs = lpips.load_weights(path)['convs']
+  except UserError as error:
+    raise UserError(f'the weights {path} are refused: {error}') from error
   found = {}
-  for i, conv in enumerate(lpips.load_weights(path)['convs']):
+  for i, conv in enumerate(convs):
     for kind, array in conv.items():
       found[f'params/conv{i}/{kind}'] = Weight(
         f'VGG16_0/Conv_{i}/{kind}',
