@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_jit
 
 from jaxseg import parallel
 from jaxseg.errors import UserError
@@ -83,13 +84,13 @@ def batch():
 @functools.cache
 def initial(name):
   previous = initial(PREVIOUS[name]) if name in PREVIOUS else None
-  return jax.jit(make(name).init)(jax.random.key(0), previous)
+  return quick_jit(make(name).init)(jax.random.key(0), previous)
 
 
 @functools.cache
 def stepped(name):
   """(jitted step, states after 0, 1 and 2 steps, metrics of the two)."""
-  step = jax.jit(make(name).train_step)
+  step = quick_jit(make(name).train_step)
   first, metrics1 = step(initial(name), batch())
   second, metrics2 = step(first, batch())
   return step, (initial(name), first, second), (metrics1, metrics2)
@@ -145,7 +146,7 @@ def test_predictions(name, way):
     assert (way, name != 'semantic_gan_encoder') == ('refine', True)
     return
   images = batch()['image'][:4]
-  prediction = jax.jit(function)(stepped(name)[1][2], images)
+  prediction = quick_jit(function)(stepped(name)[1][2], images)
   assert prediction.probabilities.shape == (4, SIZE, SIZE, K)
   np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, atol=1e-5)
   assert prediction.trust.shape == (4,)
@@ -176,7 +177,7 @@ def test_eight_devices_give_the_numbers_of_one(name):
   mesh = parallel.make_mesh(8)
   state = jax.device_put(initial(name), parallel.replicated(mesh))
   with jax.set_mesh(mesh):
-    step = jax.jit(
+    step = quick_jit(
       make(name).train_step, out_shardings=parallel.replicated(mesh)
     )
     after, metrics = step(state, parallel.put_batch(batch(), mesh))

@@ -103,7 +103,8 @@ def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
   """
   if not isinstance(fresh, dict):
     same = getattr(previous, 'shape', None) == fresh.shape
-    return previous if same else fresh
+    # A copy: the loop gives away the buffers of a state that it steps.
+    return jnp.array(previous, copy=True) if same else fresh
   if not isinstance(previous, dict):
     return fresh
   return {k: transfer(v, previous.get(k)) for k, v in fresh.items()}
