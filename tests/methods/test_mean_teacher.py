@@ -240,7 +240,7 @@ def test_predicts_with_the_teacher():
 def test_learns_a_threshold():
   method = mean_teacher.make(
     num_classes=2, resolution=32, channels=1, total_steps=60,
-    net=Net(width=8, depth=2), optimizer=Optimizer(lr=5e-3), weight=10.0,
+    net=Net(width=8, depth=1), optimizer=Optimizer(lr=5e-3), weight=10.0,
     ema_decay=0.9,
   )  # fmt: skip
   rng = np.random.default_rng(0)
