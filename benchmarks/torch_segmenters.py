@@ -161,6 +161,6 @@ def step(
     loss = F.cross_entropy(logits.float(), label)
     loss.backward()
     adamw.step()
-    return loss
+    return loss.detach()
 
   return run

@@ -1,9 +1,10 @@
 """How undecided predictions are; minimised, they become confident.
 
 Sources: Grandvalet and Bengio, Semi-supervised Learning by Entropy
-Minimization (NeurIPS 2004), equation 4; Vu et al., ADVENT (CVPR 2019),
-equations 2 and 3, normalised; Chen et al., Domain Adaptation for Semantic
-Segmentation with Maximum Squares Loss (ICCV 2019), equation 5.
+Minimization (NeurIPS 2004), the empirical entropy of section 2; Vu et al.,
+ADVENT (CVPR 2019), equations 2 and 3, normalised; Chen et al., Domain
+Adaptation for Semantic Segmentation with Maximum Squares Loss (ICCV 2019),
+whose loss is -1 / (2 N) sum_n sum_k p_nk^2 over N pixels.
 """
 
 import math

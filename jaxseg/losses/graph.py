@@ -5,13 +5,13 @@ contrast between two pixels makes the pair light (Boykov and Jolly, ICCV 2001).
 Of probabilities p, q at its two ends, both of
 
   quadratic  ||p - q||^2 / 2 = (||p||^2 + ||q||^2) / 2 - p.q
-  bilinear   1 - p.q         (Tang et al., ECCV 2018, equation 3)
+  bilinear   1 - p.q         (Tang et al., ECCV 2018)
 
 are [S_p != S_q] when p and q are one-hot. The quadratic form is zero wherever
 neighbours are alike, decided or not; the bilinear one also asks to decide.
 
-Images: Weston et al., Deep Learning via Semi-Supervised Embedding (ICML 2008),
-section 3: neighbours in a graph are drawn together, others kept apart.
+Images: Weston et al., Deep Learning via Semi-Supervised Embedding (ICML 2008):
+neighbours in a graph are drawn together, others kept apart.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Entropy minimisation: unlabelled pixels should be decided.
 
 Grandvalet and Bengio, Semi-supervised Learning by Entropy Minimization
-(NeurIPS 2004), equation 6: the supervised loss plus lambda times the mean
-entropy of the predictions on unlabelled data. The weight climbs, since the
+(NeurIPS 2004): the supervised loss plus lambda times the mean entropy of the
+predictions on unlabelled data. The weight climbs, since the
 entropy of an untrained network points nowhere.
 
 Labelled and unlabelled images go through the network as one batch.

@@ -1,13 +1,13 @@
 """Graph-based learning: neighbours should have the same label.
 
 Two graphs, each with its weight. Of images: Weston et al., Deep Learning via
-Semi-Supervised Embedding (ICML 2008), equation 3 with the margin of its
-embedding term. All images of a batch, labelled or not, are joined with their
-nearest in feature space (the coarsest map of the encoder, averaged over the
-image); neighbours are to have alike class probabilities on a coarse grid,
-others unlike ones. Of pixels: the contrast-weighted pairs of Boykov and Jolly
-(ICCV 2001), relaxed; see `jaxseg.losses.graph`. Its quadratic form is content
-with undecided pixels, so an entropy term goes with it.
+Semi-Supervised Embedding (ICML 2008), with the margin of its embedding loss.
+All images of a batch, labelled or not, are joined with their nearest in feature
+space (the coarsest map of the encoder, averaged over the image); neighbours are
+to have alike class probabilities on a coarse grid, others unlike ones. Of
+pixels: the contrast-weighted pairs of Boykov and Jolly (ICCV 2001), relaxed;
+see `jaxseg.losses.graph`. Its quadratic form is content with undecided pixels,
+so an entropy term goes with it.
 
 Labelled and unlabelled images go through the network as one batch.
 """

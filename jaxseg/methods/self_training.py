@@ -1,10 +1,10 @@
 """Self-training: the network learns from labels that a network gave.
 
-With `init_from` (Yang et al., ST++, CVPR 2022, section 3.1, "ST"): the averaged
-weights of that stage, frozen, label the unlabelled images, and a new network
-learns from all, equation 1. It sees the strong view of unlabelled images where
-there is one, config.data.strong.views >= 1, as their "strong data augmentations
-on unlabelled images" ask. Such a stage can again be the teacher of the next.
+With `init_from` (Yang et al., ST++, CVPR 2022, "ST"): the averaged weights of
+that stage, frozen, label the unlabelled images, and a new network learns from
+all of them alike. Of unlabelled images it sees the strong view where there is
+one (config.data.strong.views >= 1; the first), the paper's strong augmentation.
+Such a stage can again be the teacher of the next.
 
 Without (Lee, Pseudo-Label, ICML 2013 workshop, equations 14 to 16): the network
 labels the images itself, anew in each step, and the weight of those labels
@@ -69,7 +69,7 @@ def make(
     threshold: see the signature, as the others.
     box: 'cutout', 'cutmix' or 'none'; its size and probability are those of
       config.data.strong.cutmix_*. Weak views have no box.
-    weight: of equation 1's second term; 1 there.
+    weight: 1 in the paper, where a batch has as many images of both kinds.
     from_teacher: see the signature.
     alpha: alpha_f of equation 16.
     alpha_start: T1 / total_steps.

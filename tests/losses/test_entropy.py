@@ -36,7 +36,7 @@ def test_shannon_is_scipys(logits):
 
 
 def test_max_square_is_the_papers_sum(logits):
-  # Equation 5: -1 / (2 N) sum_n sum_c p_nc^2.
+  # Chen et al.: -1 / (2 N) sum_n sum_c p_nc^2.
   p = softmax(logits.astype(np.float64)).reshape(-1, 5)
   wanted = -sum(v**2 for row in p for v in row) / (2 * len(p))
   assert_allclose(uncertainty(logits, 'max_square'), wanted, rtol=1e-5)

@@ -298,6 +298,18 @@ def test_embedding_loss_by_hand():
   assert far == 0
 
 
+def test_images_without_a_common_cell_are_no_pair():
+  cells = jnp.array([[[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2, [[0.5, 0.5]] * 2])
+  present = jnp.array([[1, 0], [0, 1], [1, 1]], bool)
+  built = graph.Graph(~jnp.eye(3, dtype=bool), 1.0 - jnp.eye(3))
+  near, _ = embedding_loss(built, cells, present, 1.0)
+  assert_allclose(near, 0.5)  # of 0 and 2, and of 1 and 2
+  apart = graph.Graph(jnp.zeros((3, 3), bool), jnp.zeros((3, 3)))
+  near, far = embedding_loss(apart, cells, present, 1.0)
+  assert near == 0
+  assert_allclose(far, (1 - np.sqrt(0.5)) ** 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize('affinity', graph.AFFINITIES)
 def test_embedding_loss_is_the_sum_over_pairs(affinity):
   rng = np.random.default_rng(8)

@@ -14,6 +14,7 @@ from quick import quick_jit
 from jaxseg.errors import UserError
 from jaxseg.nets import imagenet, lpips, torchvision_names
 from jaxseg.nets.fcn import FCN
+from jaxseg.nets.mobilenet import MobileNetV2, scaled
 from jaxseg.nets.resnet import ResNet
 from jaxseg.nets.segnet import SegNet
 
@@ -37,6 +38,7 @@ def peers(torch):
     'resnet34': lambda: like.ResNet(WIDTH, (3, 4, 6, 3), False),
     'resnet50': lambda: like.ResNet(WIDTH, (3, 4, 6, 3), True),
     'resnet101': lambda: like.ResNet(WIDTH, (3, 4, 23, 3), True),
+    'mobilenet_v2': lambda: like.MobileNetV2(lambda n: scaled(n, 16)),
   }
   return functools.cache(lambda name: like.randomized(makers[name]()))
 
@@ -154,6 +156,21 @@ def test_deep_resnets(torch, peers, tmp_path, name, stride):
   variables = as_segmenter(variables_of(module))
   path = saved(torch, peers(name), tmp_path / f'{name}.pth')
   assert_filled(imagenet.fill(variables, path, name), variables)
+
+
+def test_mobilenet(torch, peers, tmp_path):
+  peer = peers('mobilenet_v2')
+  module = MobileNetV2(16, norm='batch')
+  variables = as_segmenter(variables_of(module))
+  path = saved(torch, peer, tmp_path / 'mobilenet_v2.pth')
+  filled = imagenet.fill(variables, path, 'mobilenet_v2')
+  assert_filled(filled, variables)
+  x = images(64)
+  theirs = peer_maps(torch, peer, x)
+  ours = encode(module, of_encoder(filled), x)
+  # The last maps of strides 4, 8, 16 and 32.
+  for a, i in zip(ours, (3, 6, 13, 17), strict=True):
+    assert_same(a, theirs[i])
 
 
 def test_group_norm_keeps_its_own(torch, peers, tmp_path):
