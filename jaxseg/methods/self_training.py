@@ -271,6 +271,18 @@ def check(where: str, fields: Any, data: Any) -> None:
   _refuse(
     f'{where}.args', args.threshold, args.box, args.alpha_start, args.alpha_end
   )
+  if args.box != 'cutmix':
+    return
+  if not data.strong.views:
+    raise UserError(
+      f"config.data.strong.views is 0, but {where}.args.box 'cutmix' is a box of "
+      'strong views; set config.data.strong.views=1.'
+    )
+  if fields.unlabelled_batch_size < 2:
+    raise UserError(
+      f'{where}.unlabelled_batch_size is 1, must be at least 2 with '
+      f"{where}.args.box 'cutmix', which shows another image of the batch."
+    )
 
 
 def _refuse(where, threshold, box, start, end):

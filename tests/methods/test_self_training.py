@@ -232,6 +232,7 @@ def test_teachers_that_do_not_fit_are_refused():
     ({'unlabelled_batch_size': 0}, 'x.unlabelled_batch_size is 0'),
     ({'threshold': 1.0}, 'x.args.threshold is 1.0, must be from 0'),
     ({'box': 'hole'}, "x.args.box is 'hole', must be one of cutout, cutmix"),
+    ({'box': 'cutmix'}, 'config.data.strong.views is 0, but config.x.args.box'),
     ({'alpha_start': 0.7}, 'x.args.alpha_start is 0.7 and alpha_end 0.6'),
     ({'alpha_end': 1.2}, 'alpha_end 1.2, must be fractions'),
   ],
