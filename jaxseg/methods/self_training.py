@@ -275,7 +275,7 @@ def check(where: str, fields: Any, data: Any) -> None:
     return
   if not data.strong.views:
     raise UserError(
-      f"config.data.strong.views is 0, but {where}.args.box 'cutmix' is a box of "
+      f"config.data.strong.views is 0, but {where}.args.box 'cutmix' is of "
       'strong views; set config.data.strong.views=1.'
     )
   if fields.unlabelled_batch_size < 2:
