@@ -24,6 +24,9 @@ def from_torch(x):
 
 
 def tensor(x):
+  """Copy of an array; a tensor stays, so that it may have a gradient."""
+  if isinstance(x, torch.Tensor):
+    return x
   return torch.from_numpy(np.array(x, np.float32))
 
 
