@@ -5,6 +5,7 @@ Segmentation (BMVC 2018), section 3, equations 1 to 5.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -116,24 +117,18 @@ def make(
     total += jnp.where(started, lambda_semi, 0.0) * terms['semi']
     return total, (stats, terms, maps)
 
-  def discriminator_loss(params, predicted, label):
-    valid = label != VOID
-    n, drawn = label.shape[0], segmentation.one_hot(label, num_classes)
+  def d_loss(params, maps, label):
     if not d_on_unlabelled:
-      predicted = predicted[:n]
-    more = jnp.ones((predicted.shape[0] - n, *valid.shape[1:]), bool)
-    scores = score(params, jnp.concatenate([drawn, predicted]))[..., 0]
-    real = pixel_bce(scores[:n], True, valid, count_void)
-    fake = pixel_bce(
-      scores[n:], False, jnp.concatenate([valid, more]), count_void
+      maps = maps[: label.shape[0]]
+    return discriminator_loss(
+      lambda x: score(params, x), maps, label, count_void
     )
-    return (real + fake) / 2
 
   def train_step(state, batch):
     grads, (stats, terms, maps) = jax.grad(segmenter_loss, has_aux=True)(
       state.params['seg'], state, batch
     )
-    terms['d'], d_grads = jax.value_and_grad(discriminator_loss)(
+    terms['d'], d_grads = jax.value_and_grad(d_loss)(
       state.params['d'], maps, batch['label']
     )
     decay = ema_decay(batch['image'].shape[0], ema_half_life)
@@ -185,6 +180,35 @@ def pixel_bce(
   if count_void:
     return jnp.where(valid, losses, math.log(2.0)).mean()
   return jnp.where(valid, losses, 0.0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def discriminator_loss(
+  score: Callable[[jax.Array], jax.Array],
+  maps: jax.Array,
+  label: jax.Array,
+  count_void: bool = False,
+) -> jax.Array:
+  """[BCE(D(maps), 0) + BCE(D(onehot(label)), 1)] / 2.
+
+  Args:
+    score: D: [L, H, W, K] -> logits [L, H, W, 1].
+    maps: predicted probabilities [N + M, H, W, K], those of the labelled
+      images first; M may be 0.
+    label: int32 [N, H, W], 255 = void.
+    count_void: see `pixel_bce`.
+
+  Returns:
+    scalar.
+  """
+  n, drawn = label.shape[0], segmentation.one_hot(label, maps.shape[-1])
+  scores = score(jnp.concatenate([drawn, maps]))[..., 0]
+  valid = label != VOID
+  more = jnp.ones((maps.shape[0] - n, *valid.shape[1:]), bool)
+  real = pixel_bce(scores[:n], True, valid, count_void)
+  fake = pixel_bce(
+    scores[n:], False, jnp.concatenate([valid, more]), count_void
+  )
+  return (real + fake) / 2
 
 
 def trusted_cross_entropy(

@@ -44,7 +44,8 @@ def make(
   # predicts its targets with them, without dropout. False, as published: they
   # are of its own batches, and it is in training mode.
   average_statistics: bool = False,
-  cutmix: bool = False,  # boxes of other images, in place of noise
+  # Boxes of other unlabelled images in place of noise, on those alone.
+  cutmix: bool = False,
   cutmix_confidence: float = 0.97,  # pixels below it weaken the consistency
 ) -> Method:
   """A segmenter, and the moving average of its weights that teaches it.
