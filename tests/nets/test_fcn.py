@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch_layers as t
+import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 

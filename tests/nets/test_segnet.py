@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch_layers as t
+import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
