@@ -93,11 +93,7 @@ def make(
     net: see `jaxseg.nets.segmenters.Net`; of both segmenters.
     loss: see `jaxseg.losses.segmentation.Loss`. Published: cross entropy alone.
     optimizer: see `jaxseg.optimizers.Optimizer`; of both segmenters.
-    ema_half_life: see the signature.
-    mode: see the signature.
-    predict_with: see the signature.
-    detector: see `Detector`.
-    xi: this and all others: see the signature.
+    ema_half_life: this and all others: see the signature, and `Detector`.
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability.

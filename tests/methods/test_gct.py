@@ -16,6 +16,7 @@ from jaxseg.losses import flaws
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.methods import gct, supervised
 from jaxseg.nets.segmenters import Net
+from jaxseg.ops.conv import conv2d
 from jaxseg.optimizers import Optimizer
 
 K, SIDE, STEPS = 3, 16, 60
@@ -146,38 +147,64 @@ def test_modes(mode):
   assert terms == {f'{mode}_l', f'{mode}_r'}
 
 
-def flaw_net():
-  return gct.FlawDetector(DETECTOR.width, stride=1)
-
-
-def maps(state):
-  """(Images, labelled and unlabelled; probabilities and flaws of l and r)."""
+@functools.cache
+def probe():
+  """Jitted: what the parts of the loss, called by themselves, say."""
   images = np.concatenate([batch()['image'], batch()['unlabelled']])
   unet = gct.segmenting.segmenters.build(COMMON['net'], K)
+  net = gct.FlawDetector(DETECTOR.width, stride=1)
+  label = jnp.asarray(batch()['label'])
 
-  @quick_jit
-  def run(params, stats):
-    p = [
-      jax.nn.softmax(unet.apply({'params': params[n]}, images)) for n in 'lr'
+  def guided(params, stats, p, **settings):
+    return gct.guide(net, (params, stats), images, p, **settings)
+
+  def fd(params, stats, p, **settings):
+    settings = DETECTOR._replace(**settings)
+    return gct.detection_loss(net, (params, stats), images, p, label, settings)[
+      0
     ]
-    variables = {'params': params['flaw'], 'batch_stats': stats}
+
+  def run(state):
+    params, stats = state.params['flaw'], state.extra['flaw']
+    p = tuple(
+      jax.nn.softmax(unet.apply({'params': state.params[n]}, images))
+      for n in 'lr'
+    )
+    variables = {'params': params, 'batch_stats': stats}
     flaw = [
-      flaw_net().apply(
-        variables, images, q, train=True, mutable=['batch_stats']
-      )[0]
+      net.apply(variables, images, q, train=True, mutable=['batch_stats'])[0]
       for q in p
     ]
-    return p, flaw
+    slope = jax.grad(fd)(params, stats, p, clip=True)['classifier']['bias']
+    return {
+      'p': p,
+      'flaw': flaw,
+      'dc': jax.grad(lambda p: guided(params, stats, p)['dc_l'])(p),
+      'fc': jax.grad(lambda v, p: guided(v, stats, p)['fc_l'], (0, 1))(
+        params, p
+      ),
+      'fd': jax.grad(fd, 2)(params, stats, p),
+      'plain': fd(params, stats, p),
+      'clipped': fd(params, stats, p, clip=True),
+      'slope of clipped': slope,
+      'void as flaw': fd(params, stats, p, void_as_flaw=True),
+      'guided': guided(params, stats, p),
+      'shifted': guided(params, stats, p, shift_none=True),
+    }
 
-  return images, *run(state.params, state.extra['flaw'])
+  return quick_jit(run)
+
+
+@functools.cache
+def seen():
+  """What the probe says of a state with many flaws, as NumPy."""
+  return jax.tree.map(np.asarray, probe()(late(initial())))
 
 
 def test_metrics_by_hand():
-  state = late(initial())
-  _, p, flaw = maps(state)
-  p, flaw = np.asarray(p), np.asarray(flaw)
+  p, flaw = seen()['p'], seen()['flaw']
   handled = np.asarray([flaws.handle(f) for f in flaw])
-  _, metrics = step(state)
+  _, metrics = step(late(initial()))
   bad = (handled > 0.6).all(0)
   assert 0 < bad.mean() < 1
   assert_allclose(metrics['both_flawed'], bad.mean(), rtol=1e-6)
@@ -193,11 +220,37 @@ def test_metrics_by_hand():
     wanted = (learns[..., None] * (p[i] - p[1 - i]) ** 2).mean()
     assert_allclose(metrics[f'dc_{name}'], wanted, rtol=1e-4)
     valid = label != VOID
-    ce = -(truth * np.log(p[i, :labelled])).sum(-1)[valid].mean()
+    ce = -(truth * np.log(p[i][:labelled])).sum(-1)[valid].mean()
     assert_allclose(metrics[f'ce_{name}'], ce, rtol=1e-4)
-    true = np.asarray(flaws.target(p[i, :labelled], label))
-    distances.append(((flaw[i, :labelled] - true) ** 2)[valid].mean())
+    true = np.asarray(flaws.target(p[i][:labelled], label))
+    distances.append(((flaw[i][:labelled] - true) ** 2)[valid].mean())
   assert_allclose(metrics['fd'], np.mean(distances), rtol=1e-4)
+
+
+@pytest.mark.parametrize('norm', ('group', 'batch'))
+def test_the_state_keeps_its_structure(norm):
+  method = gct.make(
+    **COMMON | dict(net=Net(width=8, depth=1, norm=norm)), detector=DETECTOR
+  )
+  state = jax.eval_shape(method.init, jax.random.key(0))
+  after, metrics = jax.eval_shape(method.train_step, state, batch())
+  assert after == state
+  assert bool(state.extra['l']) == bool(state.extra['r']) == (norm == 'batch')
+  assert all(m.shape == () and m.dtype == 'float32' for m in metrics.values())
+
+
+def test_detector_averages_its_statistics_over_both_models():
+  """Momentum .9, first with the batch of l, then with that of r."""
+  state = late(initial())
+  after = step(state)[0].extra['flaw']['norm1']['batch']['mean']
+  conv = state.params['flaw']['conv1']
+  images = np.concatenate([batch()['image'], batch()['unlabelled']])
+  average = 0
+  for p in seen()['p']:
+    x = jnp.concatenate([images, p], -1)
+    x = conv2d(x, conv['kernel'], padding=(1, 1)) + conv['bias']
+    average = 0.9 * average + 0.1 * x.mean((0, 1, 2))[:2]
+  assert_allclose(after, average, atol=1e-6)
 
 
 def test_detector_descends_its_own_loss():
@@ -217,40 +270,20 @@ def test_detector_descends_its_own_loss():
   assert_allclose(moved, -DETECTOR.lr * np.sign(slope), rtol=1e-3)
 
 
-def test_guidance_has_the_gradients_of_the_paper():
-  """No gradient to the detector; L_dc only where the other is better."""
-  state = late(initial())
-  images, p, flaw = maps(state)
-  handled = [np.asarray(flaws.handle(f)) for f in flaw]
-  compared = [np.where(h > 0.6, 1, h) for h in handled]
-
-  @quick_jit
-  def gradients(params, p):
-    guided = lambda params, p: gct.guide(
-      flaw_net(), (params, state.extra['flaw']), images, p
-    )
-    dc = jax.grad(lambda p: guided(params, p)['dc_l'])(p)
-    fc = jax.grad(lambda v, p: guided(v, p)['fc_l'], (0, 1))(params, p)
-    fd = jax.grad(
-      lambda p: gct.detection_loss(
-        flaw_net(), (params, state.extra['flaw']), images, p, batch()['label'],
-        DETECTOR,
-      )[0]
-    )(p)  # fmt: skip
-    return dc, fc, fd
-
-  dc, (fc_params, fc), fd = gradients(state.params['flaw'], tuple(p))
-  learns = (compared[0] > compared[1])[..., None]
-  wanted = 2 * (p[0] - p[1]) * learns / p[0].size
-  assert_allclose(dc[0], wanted, atol=1e-9, rtol=1e-4)
-  assert_array_equal(dc[1], 0)
-  assert (
-    largest_difference(fc_params, jax.tree.map(jnp.zeros_like, fc_params)) == 0
-  )
-  assert np.abs(fc[0]).max() > 0
-  assert_array_equal(fc[1], 0)
-  assert_array_equal(fd[0], 0)
-  assert_array_equal(fd[1], 0)
+def test_who_has_gradients():
+  """L_dc where the other is better; L_fc its own model; L_fd no model."""
+  found = seen()
+  handled = [np.asarray(flaws.handle(f)) for f in found['flaw']]
+  l, r = (np.where(h > 0.6, 1, h)[..., None] for h in handled)
+  own, other = found['p']
+  wanted = 2 * (own - other) * (l > r) / own.size
+  assert_allclose(found['dc'][0], wanted, atol=1e-9, rtol=1e-4)
+  assert_array_equal(found['dc'][1], 0)
+  params, (fc, fc_other) = found['fc']
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(params))
+  assert np.abs(fc).max() > 0
+  assert_array_equal(fc_other, 0)
+  assert_array_equal(found['fd'], 0)
 
 
 def test_weight_ramps_up_and_detector_follows_poly():
@@ -295,79 +328,34 @@ def test_void_and_scrambled_unlabelled_pixels():
 
 
 def test_published_switches():
-  state = late(initial())
-  label = jnp.asarray(batch()['label'])
-  images, p, flaw = maps(state)
-  n = len(label)
-  assert min(f.min() for f in flaw) < 0
-
-  @quick_jit
-  def found(params):
-    variables = (params, state.extra['flaw'])
-    return [
-      gct.detection_loss(
-        flaw_net(), variables, images, tuple(p), label,
-        DETECTOR._replace(**settings),
-      )[0]
-      for settings in ({}, dict(clip=True), dict(void_as_flaw=True))
-    ]  # fmt: skip
-
-  def expected(shown, **how):
-    true = [flaws.target(q[:n], label, **how) for q in p]
-    return [np.square(f[:n] - t) for f, t in zip(shown, true, strict=True)]
-
-  valid = label != VOID
-  plain = np.mean([d[valid] for d in expected(flaw)])
-  shown = np.maximum(flaw, 0)
-  clipped = np.mean([d[valid] for d in expected(shown)])
-  void = np.mean(expected(flaw, void_as_flaw=True))
-  found = found(state.params['flaw'])
-  assert_allclose(found, (plain, clipped, void), rtol=1e-4)
-  assert clipped < 0.99 * plain and abs(void - plain) > 0.01 * plain
-
-
-def test_clipping_does_not_cut_the_gradient():
-  """A negative flaw is pushed up to its target as if it were 0."""
-  state = late(initial())
-  images, p, flaw = maps(state)
-  label = jnp.asarray(batch()['label'])
+  found, label = seen(), batch()['label']
   n, valid = len(label), label != VOID
-
-  @quick_jit
-  def slope(bias):
-    last = state.params['flaw']['classifier'] | {'bias': bias}
-    params = state.params['flaw'] | {'classifier': last}
-    return jax.grad(
-      lambda params: gct.detection_loss(
-        flaw_net(), (params, state.extra['flaw']), images, tuple(p), label,
-        DETECTOR._replace(clip=True),
-      )[0]
-    )(params)['classifier']['bias']  # fmt: skip
-
-  # The bias is added to every pixel, so its slope is the sum over pixels.
-  errors = [
-    (np.maximum(f[:n], 0) - flaws.target(q[:n], label))[valid]
-    for f, q in zip(flaw, p, strict=True)
-  ]
-  found = slope(state.params['flaw']['classifier']['bias'])
-  assert_allclose(found, 2 * np.mean(errors), rtol=1e-3)
+  flaw = [f[:n] for f in found['flaw']]
+  true, with_void = (
+    [np.asarray(flaws.target(q[:n], label, void_as_flaw=v)) for q in found['p']]
+    for v in (False, True)
+  )
+  clipped = np.maximum(flaw, 0)
+  assert np.min(flaw) < 0
+  mean = lambda errors: np.mean([e[valid] for e in errors])
+  assert_allclose(found['plain'], mean(np.square(flaw - np.array(true))), 1e-4)
+  errors = clipped - true
+  assert_allclose(found['clipped'], mean(np.square(errors)), 1e-4)
+  assert found['clipped'] < 0.99 * found['plain']
+  # A negative flaw is still pushed up to its target. The bias is added to every
+  # pixel, so its slope is the mean over them.
+  assert_allclose(found['slope of clipped'], 2 * mean(errors), 1e-3)
+  void = np.square(flaw - np.array(with_void)).mean()
+  assert_allclose(found['void as flaw'], void, 1e-4)
+  assert abs(void - found['plain']) > 0.01 * found['plain']
 
 
 def test_shift_none_lets_models_without_flaws_teach():
   """The reason for the default: neither map shows a flaw, yet one wins."""
-  state = content(initial())
-  images, p, _ = maps(state)
-  plain, shifted = quick_jit(
-    lambda params: [
-      gct.guide(
-        flaw_net(), (params, state.extra['flaw']), images, tuple(p), 'dc',
-        shift_none=shift,
-      )
-      for shift in (False, True)
-    ]
-  )(state.params['flaw'])  # fmt: skip
-  assert plain['dc_l'] == plain['dc_r'] == plain['both_flawed'] == 0
-  assert shifted['dc_l'] + shifted['dc_r'] > 1e-4
+  found = probe()(content(initial()))
+  assert found['guided']['dc_l'] == found['guided']['dc_r'] == 0
+  assert found['shifted']['dc_l'] + found['shifted']['dc_r'] > 1e-4
+  assert found['shifted']['both_flawed'] == 0
 
 
 def test_predictions():
