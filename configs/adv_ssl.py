@@ -13,7 +13,7 @@ from jaxseg import presets
 def stages(preset):
   """The stages on a preset's data."""
   return dict(
-    adv_ssl=preset.stage('adv_ssl', label='AdvSSL'),
+    adv_ssl=preset.stage('adv_ssl', label='AdvSSL', d_width=preset.width),
   )
 
 

@@ -13,7 +13,7 @@ from jaxseg import presets
 def stages(preset):
   """The stages on a preset's data."""
   return dict(
-    gct=preset.stage('gct', label='GCT'),
+    gct=preset.stage('gct', label='GCT', detector={'width': preset.width}),
   )
 
 

@@ -13,9 +13,7 @@ from jaxseg import presets
 def stages(preset):
   """The stages on a preset's data."""
   return dict(
-    unet=preset.stage(
-      'supervised', label='Supervised', unlabelled_batch_size=0
-    ),
+    unet=preset.stage('supervised', label='U-Net', unlabelled_batch_size=0),
     self_training=preset.stage(
       'self_training', init_from='unet', label='Self-training'
     ),

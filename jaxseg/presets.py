@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxseg import config as jaxseg_config
 
 # Photographs at the size of a U-Net would need a far larger one.
-_UNET = {'arch': 'unet', 'width': 64, 'depth': 4}
+_UNET = {'arch': 'unet', 'width': 64, 'depth': 4, 'norm': 'batch'}
 _DEEPLAB = {
   'arch': 'deeplab_v3plus', 'backbone': 'resnet50', 'output_stride': 16,
   'norm': 'batch', 'dropout': 0.5,
@@ -44,6 +44,11 @@ class Preset(NamedTuple):
   net: dict[str, Any]
   optimizer: dict[str, Any]
   one_piece: bool = False
+
+  @property
+  def width(self) -> int:
+    """Of the network; discriminators are as wide."""
+    return self.net.get('width', 64)
 
   def stage(self, method: str, **changes: Any) -> ConfigDict:
     """One stage of `method` with this preset's numbers.
@@ -103,7 +108,7 @@ def _digits(c):
   c.data.augment.shift = 0.07
   c.data.strong.blur = 1.0  # strokes are two pixels wide
   c.eval.max_images, c.eval.batch_size = 300, 50
-  return Preset(c, 600, 10, 10, _UNET | {'width': 16, 'depth': 3},
+  return Preset(c, 1000, 10, 10, _UNET | {'width': 16, 'depth': 3},
                 _ADAMW | {'lr': 2e-3}, one_piece=True)  # fmt: skip
 
 
@@ -158,7 +163,7 @@ def _acdc(c):
   c.data.augment.flip = c.data.augment.flip_vertical = True
   c.data.augment.rotate = 20.0
   return Preset(
-    c, 30_000, 12, 12, _UNET | {'width': 16, 'norm': 'batch'},
+    c, 30_000, 12, 12, _UNET | {'width': 16},
     _SGD | {'lr': 0.01, 'head_factor': 1.0}, one_piece=True,
   )  # fmt: skip
 
