@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 # Bytes of a pickle: names and shapes, the numbers of arrays lie elsewhere.
-MAX_BYTES = 16 << 20
+MAX_BYTES = 8 << 20
 
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 TUPLES = ('EMPTY_TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3')

@@ -306,7 +306,7 @@ def test_a_long_memo_index_takes_no_memory(tmp_path):
 
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
-  bomb = b']' * (17 << 20) + b'.'
+  bomb = b']' * (9 << 20) + b'.'
   refused(zipped(tmp_path, bomb), 'bytes')
   refused(zipped(tmp_path, bomb, compression=8), 'data.pkl is compressed')
   monkeypatch.setattr(plain_pickle, 'MAX_BYTES', 1000)
