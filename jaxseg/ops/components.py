@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg import parallel
+
 NONE = jnp.iinfo(jnp.int32).max  # the label of background
 # Column offsets, in the row above, of the neighbours that a sweep looks at.
 _BEHIND = {4: (0,), 8: (-1, 0, 1)}
@@ -53,7 +55,9 @@ def largest_components(
   """
   n, h, w = ids.shape
   ids = ids.astype(jnp.int32)
-  labels = label(ids, connectivity).reshape(n, h * w)
+  labels = parallel.on_each_device(
+    functools.partial(label, connectivity=connectivity), ids
+  ).reshape(n, h * w)
   flat = ids.reshape(n, h * w)
   # A component's size stands at its first pixel; background has no place.
   sizes = jax.vmap(lambda x: jnp.zeros(h * w, jnp.int32).at[x].add(1))(labels)

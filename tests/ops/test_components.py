@@ -1,8 +1,10 @@
+import jax
 import numpy as np
 import pytest
 from quick import quick_jit
 from scipy import ndimage
 
+from jaxseg import parallel
 from jaxseg.ops import components
 
 STRUCTURE = {4: None, 8: np.ones((3, 3))}
@@ -137,3 +139,18 @@ def test_corners_connect_only_with_eight():
 def test_other_connectivity_is_refused():
   with pytest.raises(ValueError, match='connectivity is 6'):
     components.label(np.zeros((1, 4, 4), int), 6)
+
+
+def test_devices_do_not_wait_for_one_another():
+  """The loop's end is no collective, of which only one may run at a time."""
+  mask = masks()[:16]
+  mesh = parallel.make_mesh(8)
+  with jax.set_mesh(mesh):
+    sharded = jax.device_put(mask, parallel.over_data(mesh))
+    program = quick_jit(components.largest_component).lower(sharded).compile()
+    found = np.asarray(program(sharded))
+    uneven = quick_jit(components.largest_component)(mask[:3])
+  assert 'all-reduce' not in program.as_text()
+  for i, m in enumerate(mask):
+    np.testing.assert_array_equal(found[i], expected_largest(m, 8))
+  np.testing.assert_array_equal(uneven, found[:3])
