@@ -108,7 +108,7 @@ def _digits(c):
   c.data.augment.shift = 0.07
   c.data.strong.blur = 1.0  # strokes are two pixels wide
   c.eval.max_images, c.eval.batch_size = 300, 50
-  return Preset(c, 1000, 10, 10, _UNET | {'width': 16, 'depth': 3},
+  return Preset(c, 600, 10, 10, _UNET | {'width': 16, 'depth': 3},
                 _ADAMW | {'lr': 2e-3}, one_piece=True)  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def _laptop(preset, name):
     c.data.fit = ''
   net = _UNET | {'width': 16, 'depth': 3}
   return preset._replace(
-    total_steps=400, batch_size=8, unlabelled_batch_size=8, net=net,
+    total_steps=300, batch_size=8, unlabelled_batch_size=8, net=net,
     optimizer=_ADAMW,
   )  # fmt: skip
 
