@@ -61,9 +61,9 @@ def make(
   predict_with: str = 'l',
   detector: Detector = Detector(),  # noqa: B008
   xi: float = 0.6,  # a flaw above it is too large to learn from
-  # Of the dynamic consistency constraint. 100 is published, for 21 classes over
-  # which it is a mean: 5 K keeps its share with K classes.
-  dc_weight: float = 100.0,
+  # Of the dynamic consistency constraint, a sum over classes. Published: 100 of
+  # the mean over 21 classes; as a mean it would swamp the rest with few.
+  dc_weight: float = 100 / 21,
   dc_ramp_up: float = 0.1,  # fraction of the steps in which that weight grows
   fc_weight: float = 1.0,  # of the flaw correction constraint
   shift_none: bool = False,  # published: maps without flaw are below zero
@@ -132,13 +132,15 @@ def make(
     tx = {'l': seg.tx, 'r': seg.tx, 'flaw': flaw_tx}
     return method.new_state(rng, params, tx, ema, extra)
 
+  dc_factor = dc_weight * num_classes  # `consistency_loss` is a mean
+
   def train_step(state, batch):
     images = jnp.concatenate([batch['image'], batch['unlabelled']])
     label, key = batch['label'], segmenting.step_key(state)
     ramp = segmenting.ramp_up(state.step, dc_ramp_up * total_steps)
 
     def loss_fn(params):
-      total, p, stats, terms = 0.0, (), {}, {'dc_weight': dc_weight * ramp}
+      total, p, stats, terms = 0.0, (), {}, {'dc_weight': dc_factor * ramp}
       for i, name in enumerate(MODELS):
         logits, stats[name] = segmenting.train_logits(
           seg, params[name], state.extra[name], images,

@@ -77,6 +77,7 @@ class MobileNetV2(nn.Module):
           expansion,
           stride if j == 0 else 1,
           before if j == 0 else dilation,
+          j > 0,
           self.norm,
           self.dtype,
           name=f'block{i}',
@@ -92,6 +93,7 @@ class InvertedResidual(nn.Module):
     expansion: factor of the channels in between; 1: no first convolution.
     stride: 1 or 2.
     dilation: of the 3x3 convolution.
+    residual: whether the input is added.
     norm: see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
   """
@@ -100,6 +102,7 @@ class InvertedResidual(nn.Module):
   expansion: int = 6
   stride: int = 1
   dilation: int = 1
+  residual: bool = False
   norm: str = 'group'
   dtype: Dtype = None
 
@@ -116,7 +119,7 @@ class InvertedResidual(nn.Module):
     y = nn.relu6(normalize(y, self.norm, train, 'norm_depthwise'))
     y = self._point(y, self.features, 'project')
     y = normalize(y, self.norm, train, 'norm_project')
-    return x + y if y.shape == x.shape else y
+    return x + y if self.residual else y
 
   def _point(self, x, features, name):
     return Conv(

@@ -40,7 +40,7 @@ def small_programs():
 
 @functools.cache
 def make(**settings):
-  settings = dict(dc_weight=DC_WEIGHT) | settings
+  settings = dict(dc_weight=DC_WEIGHT / K) | settings
   return gct.make(**COMMON, detector=DETECTOR, **settings)
 
 
