@@ -212,10 +212,26 @@ def check(config: ConfigDict) -> None:
         f'config.{name}.init_from is {fields.init_from!r}, must be an earlier '
         f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
       )
+    _check_same_input(config, name)
     method_check = getattr(methods.METHODS[fields.method], 'check', None)
     if method_check:
       method_check(f'config.{name}', fields, config.data)
   _check_numbers(config, 'config')
+
+
+def _check_same_input(config: ConfigDict, name: str) -> None:
+  """A stage and the one it starts from expect the same kind of images."""
+  source = config[name].init_from
+  if not source:
+    return
+  here, there = (config[n].args.get('net') for n in (name, source))
+  if here and there and bool(here.weights) != bool(there.weights):
+    raise UserError(
+      f'config.{name}.args.net.weights is {here.weights!r} and '
+      f'config.{source}.args.net.weights is {there.weights!r}, but networks '
+      'that began with ImageNet weights expect images standardised as there; '
+      'set both or neither.'
+    )
 
 
 def check_data(data: ConfigDict) -> None:

@@ -67,8 +67,8 @@ class Method(NamedTuple):
     sample: (state, rng, n) -> (images, probabilities), or None.
     pictures: (state, batch) -> {name: images [n, H, W, C] in [-1, 1] or
       class ids [n, H, W]}, shown in the sample grids, or None.
-    pretrained: state -> state, fills networks of a fresh state from files; not
-      to be jitted. None when there is nothing to fill.
+    pretrained: (state, previous) -> state, fills networks of a fresh state from
+      files; not to be jitted. None when there is nothing to fill.
   """
 
   init: Callable[..., TrainState]
@@ -77,7 +77,7 @@ class Method(NamedTuple):
   refine: Callable[[TrainState, jax.Array], Prediction] | None = None
   sample: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
-  pretrained: Callable[[TrainState], TrainState] | None = None
+  pretrained: Callable[..., TrainState] | None = None
 
 
 def new_state(

@@ -194,9 +194,10 @@ def start_state(
     jax.random.key(config.seed), config.stages.index(stage)
   )
   init = jax.jit(method.init, out_shardings=sharding)
-  state = init(rng, finished.get(config[stage].init_from))
+  previous = finished.get(config[stage].init_from)
+  state = init(rng, previous)
   if method.pretrained:
-    state = jax.device_put(method.pretrained(state), sharding)
+    state = jax.device_put(method.pretrained(state, previous), sharding)
   overview = parameter_overview.get_parameter_overview(state.params)
   write_atomically(Path(folder) / 'parameters.txt', overview.encode())
   sizes = ', '.join(

@@ -24,7 +24,7 @@ K, SIZE, CHANNELS = 3, 32, 1
 TINY_GAN = dict(
   w_dim=8, mapping_depth=2, channel_max=8, d_m_width=8, d_m_scales=1,
 )  # fmt: skip
-NET = Net(width=8, depth=2)
+NET = Net(width=8, depth=2, norm='group')
 BATCH_NORM = NET._replace(norm='batch', dropout=0.1)
 # name: its arguments; a name may go on after the method's with '-'.
 TINY = {

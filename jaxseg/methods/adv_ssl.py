@@ -241,6 +241,11 @@ def check(where: str, fields: Any, data: Any) -> None:
     UserError: names the field, what it is and what it must be.
   """
   segmenting.check_semi_supervised(where, fields, data)
+  if data.weak.kind:
+    raise UserError(
+      f'config.data.weak.kind is {data.weak.kind!r}, but {where} (adv_ssl) '
+      "compares whole masks; set it to '', or take another method."
+    )
   args = fields.args
   _check_numbers(
     f'{where}.args.', data.resolution, args.semi_threshold, args.semi_start

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
-from jaxseg.method import Method, PyTree, TrainState
+from jaxseg.method import Method
 from jaxseg.methods import segmenting
 from jaxseg.nets.segmenters import Net
 from jaxseg.ops import components
@@ -85,7 +85,7 @@ def make(
     if previous is None:
       return state
     copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-    teacher = weights_of(previous, like=state.ema['seg'])
+    teacher = segmenting.weights_of(previous, state.ema['seg'], 'bcp')
     # Copies: the training loop gives away the buffers of a state it steps.
     return state.replace(
       params={'seg': copy(teacher['params'])},
@@ -153,8 +153,7 @@ def make(
     train_step,
     predict,
     pictures=segmenting.pictures(predict),
-    # The second stage goes on with the weights of the first.
-    pretrained=segmenting.pretrained(seg) if pretrain else None,
+    pretrained=segmenting.pretrained(seg),
   )
 
 
@@ -174,38 +173,6 @@ def random_box(key: jax.Array, side: int, part: float) -> jax.Array:
   place = jnp.arange(side)
   rows, columns = (place >= start) & (place < start + size)
   return rows[:, None] & columns
-
-
-def weights_of(previous: TrainState, like: PyTree) -> PyTree:
-  """The averaged weights of an earlier stage, {'params', 'batch_stats'}.
-
-  Args:
-    previous: its final state.
-    like: weights of the shapes that are needed.
-
-  Raises:
-    UserError: that stage trained no segmenter, or one of other shapes.
-  """
-  if 'seg' not in previous.ema:
-    raise UserError(
-      'init_from of a bcp stage names one that trained no segmenter (its '
-      f'networks: {", ".join(sorted(previous.params))}), expected one of '
-      'method bcp with args.pretrain=True.'
-    )
-  shapes = lambda tree: {
-    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
-    for path, x in jax.tree.leaves_with_path(tree)
-  }
-  found, wanted = shapes(previous.ema['seg']), shapes(like)
-  for name in sorted(found.keys() | wanted.keys()):
-    if found.get(name) != wanted.get(name):
-      raise UserError(
-        'init_from of a bcp stage names one with another network: '
-        f'{name} is {found.get(name, "missing")} there and '
-        f'{wanted.get(name, "missing")} here; give both stages the same '
-        'args.net.'
-      )
-  return previous.ema['seg']
 
 
 def check(where: str, fields: Any, data: Any) -> None:

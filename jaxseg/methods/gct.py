@@ -59,7 +59,7 @@ def make(
   # The model that labels images: 'l', 'r', or the 'mean' of both models'
   # probabilities, in twice the time. Published are the scores of each.
   predict_with: str = 'l',
-  detector: Detector = Detector(),  # noqa: B008
+  detector: Detector = Detector(),
   xi: float = 0.6,  # a flaw above it is too large to learn from
   # Of the dynamic consistency constraint, a sum over classes. Published: 100 of
   # the mean over 21 classes; as a mean it would swamp the rest with few.

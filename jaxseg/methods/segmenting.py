@@ -110,13 +110,51 @@ def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
   return {k: transfer(v, previous.get(k)) for k, v in fresh.items()}
 
 
+def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
+  """The averaged weights of an earlier stage, {'params', 'batch_stats'}.
+
+  Args:
+    previous: its final state.
+    like: weights of the shapes that are needed.
+    method_name: of the stage that needs them, for messages.
+
+  Raises:
+    UserError: that stage trained no segmenter, or one of other shapes.
+  """
+  if 'seg' not in previous.ema:
+    raise UserError(
+      f'init_from of a {method_name} stage names one that trained no segmenter '
+      f'(its networks: {", ".join(sorted(previous.params))}), '
+      "expected one such as 'supervised'."
+    )
+  shapes = lambda tree: {
+    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
+  found, wanted = shapes(previous.ema['seg']), shapes(like)
+  for name in sorted(found.keys() | wanted.keys()):
+    if found.get(name) != wanted.get(name):
+      raise UserError(
+        f'init_from of a {method_name} stage names one with another network: '
+        f'{name} is {found.get(name, "missing")} there and '
+        f'{wanted.get(name, "missing")} here; give both stages the same '
+        'args.net.'
+      )
+  return previous.ema['seg']
+
+
 def pretrained(seg: Segmenter, names: tuple[str, ...] = ('seg',)) -> Any:
-  """`Method.pretrained`: fills encoders from `net.weights`; None without."""
+  """`Method.pretrained`: fills encoders from `net.weights`; None without.
+
+  Weights that come from an earlier stage are kept.
+  """
   if not seg.settings.weights:
     return None
   backbone = segmenters.imagenet_backbone(seg.settings)
 
-  def fill(state):
+  def fill(state, previous=None):
+    if previous is not None:
+      return state
     params, extra, ema = dict(state.params), dict(state.extra), dict(state.ema)
     for name in names:
       filled = imagenet.fill(

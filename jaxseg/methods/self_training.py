@@ -24,7 +24,7 @@ from jaxseg.data import views
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
-from jaxseg.method import Method, PyTree, TrainState, ema_decay
+from jaxseg.method import Method, ema_decay
 from jaxseg.methods import segmenting
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -93,7 +93,7 @@ def make(
     if previous is None:
       return state
     copy = lambda: jax.tree.map(lambda x: jnp.array(x, copy=True), teacher)
-    teacher = teacher_of(previous, like=state.ema['seg'])
+    teacher = segmenting.weights_of(previous, state.ema['seg'], 'self_training')
     # Copies: the training loop gives away the buffers of a state it steps.
     state = state.replace(extra=state.extra | {'teacher': copy()})
     if not from_teacher:
@@ -145,9 +145,9 @@ def make(
 
   fill = segmenting.pretrained(seg)
 
-  def pretrained(state):
+  def pretrained(state, previous=None):
     # The teacher's weights are better than ImageNet's.
-    return state if from_teacher and 'teacher' in state.extra else fill(state)
+    return fill(state, previous if from_teacher else None)
 
   predict = segmenting.predict(seg)
   return Method(
@@ -223,41 +223,6 @@ def in_box(
   noise = jax.random.uniform(rng, image.shape, minval=-1.0, maxval=1.0)
   void = jnp.full_like(label, VOID)
   return views.cutmix(image, mask, noise), views.cutmix(label, mask, void)
-
-
-def teacher_of(previous: TrainState, like: dict[str, PyTree]) -> PyTree:
-  """The averaged weights of an earlier stage.
-
-  Args:
-    previous: its final state.
-    like: weights of the shapes that are needed.
-
-  Returns:
-    {'params', 'batch_stats'}.
-
-  Raises:
-    UserError: that stage trained no segmenter, or one of other shapes.
-  """
-  if 'seg' not in previous.ema:
-    raise UserError(
-      'init_from of a self_training stage names one that trained no segmenter '
-      f'(its networks: {", ".join(sorted(previous.params))}), expected one '
-      "such as 'supervised'."
-    )
-  shapes = lambda tree: {
-    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
-    for path, x in jax.tree.leaves_with_path(tree)
-  }
-  found, wanted = shapes(previous.ema['seg']), shapes(like)
-  for name in sorted(found.keys() | wanted.keys()):
-    if found.get(name) != wanted.get(name):
-      raise UserError(
-        'init_from of a self_training stage names one with another network: '
-        f'{name} is {found.get(name, "missing")} there and '
-        f'{wanted.get(name, "missing")} here; give both stages the same '
-        'args.net.'
-      )
-  return previous.ema['seg']
 
 
 def check(where: str, fields: Any, data: Any) -> None:

@@ -34,7 +34,7 @@ class Net(NamedTuple):
   # DeepLab: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2'
   backbone: str = 'resnet50'
   output_stride: int = 16  # DeepLab: 8 or 16
-  norm: str = 'group'  # 'group', 'batch', 'frozen'; FCN, VGG also 'none'
+  norm: str = 'batch'  # 'group', 'batch', 'frozen'; FCN also 'none'
   dropout: float = 0.0  # where the network has it: .5 in FCN and DeepLab v3+
   dtype: str = 'float32'  # of the convolutions; 'bfloat16' on accelerators
   # ImageNet weights of the encoder: a local file, see jaxseg/nets/imagenet.py;

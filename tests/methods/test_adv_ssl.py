@@ -22,7 +22,7 @@ from jaxseg.optimizers import Optimizer
 
 # At 64 pixels D's score map is 2 x 2: trust varies within an image.
 K, SIZE, N, M = 3, 64, 2, 1
-NET = Net(width=8, depth=1)
+NET = Net(width=8, depth=1, norm='group')
 # A step of this moves the parameters by minus the gradient.
 PLAIN = Optimizer(
   name='sgd', lr=1.0, schedule='constant', momentum=0.0, weight_decay=0.0
@@ -276,7 +276,7 @@ def test_pictures_show_trust():
 def test_learns_a_threshold():
   method = adv_ssl.make(
     num_classes=2, resolution=32, channels=1, total_steps=60, d_width=8,
-    net=Net(width=8, depth=1), optimizer=Optimizer(lr=5e-3),
+    net=Net(width=8, depth=1, norm='group'), optimizer=Optimizer(lr=5e-3),
     ema_half_life=16.0,
   )  # fmt: skip
   rng = np.random.default_rng(0)

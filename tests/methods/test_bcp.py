@@ -292,7 +292,7 @@ def test_two_stages_learn_a_threshold():
   for pretrain in (True, False):
     method = bcp.make(
       num_classes=2, resolution=SIZE, channels=1, total_steps=50,
-      net=Net(width=8, depth=0), optimizer=Optimizer(lr=2e-2),
+      net=Net(width=8, depth=0, norm='group'), optimizer=Optimizer(lr=2e-2),
       ema_decay=0.9, pretrain=pretrain, largest_component=False,
     )  # fmt: skip
     state = quick_jit(method.init)(jax.random.key(0), state)

@@ -22,7 +22,7 @@ from jaxseg.optimizers import Optimizer
 K, SIDE, STEPS = 3, 16, 60
 COMMON = dict(
   num_classes=K, resolution=SIDE, channels=1, total_steps=STEPS,
-  net=Net(width=8, depth=1), loss=Loss(dice=0.0),
+  net=Net(width=8, depth=1, norm='group'), loss=Loss(dice=0.0),
   optimizer=Optimizer(name='sgd', lr=0.1, weight_decay=0.0),
   ema_half_life=8.0,
 )  # fmt: skip

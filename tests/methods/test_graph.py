@@ -21,7 +21,8 @@ from jaxseg.optimizers import Optimizer
 SIZE, STEPS = 16, 60
 COMMON = dict(
   num_classes=2, resolution=SIZE, channels=1, total_steps=STEPS,
-  net=Net(width=8, depth=1), loss=Loss(dice=0.0), ema_half_life=16.0,
+  net=Net(width=8, depth=1, norm='group'), loss=Loss(dice=0.0),
+  ema_half_life=16.0,
   optimizer=Optimizer('sgd', lr=0.1, schedule='constant', weight_decay=0.0),
 )  # fmt: skip
 

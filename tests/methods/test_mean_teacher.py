@@ -20,7 +20,7 @@ from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
 K, SIZE, N, M = 3, 16, 4, 2
-NET = Net(width=8, depth=1)
+NET = Net(width=8, depth=1, norm='group')
 # A step of this moves the parameters by minus the gradient.
 PLAIN = Optimizer(
   name='sgd', lr=1.0, schedule='constant', momentum=0.0, weight_decay=0.0
@@ -238,7 +238,8 @@ def test_predicts_with_the_teacher():
 def test_learns_a_threshold():
   method = mean_teacher.make(
     num_classes=2, resolution=32, channels=1, total_steps=60,
-    net=Net(width=8, depth=1), optimizer=Optimizer(lr=5e-3), weight=10.0,
+    net=Net(width=8, depth=1, norm='group'), optimizer=Optimizer(lr=5e-3),
+    weight=10.0,
     ema_decay=0.9,
   )  # fmt: skip
   rng = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
 K, SIZE, N, M = 3, 16, 2, 4
-NET = Net(width=8, depth=0)  # two convolutions, and one to logits
+NET = Net(width=8, depth=0, norm='group')  # two convolutions, and one to logits
 DEEPER = NET._replace(depth=1, norm='batch')
 # A step of this moves the parameters by minus the gradient.
 PLAIN = Optimizer(
@@ -297,7 +297,7 @@ def test_mistakes_are_told(changes, sentence):
 def test_learns_a_threshold():
   method = unimatch.make(
     num_classes=2, resolution=SIZE, channels=1, total_steps=80,
-    net=Net(width=8, depth=1), optimizer=Optimizer(lr=1e-2),
+    net=Net(width=8, depth=1, norm='group'), optimizer=Optimizer(lr=1e-2),
     ema_half_life=4.0, confidence=0.8,
   )  # fmt: skip
   rng = np.random.default_rng(0)

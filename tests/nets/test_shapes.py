@@ -145,7 +145,7 @@ def test_parameters_and_outputs_stay_in_float32(dtype):
   d_r = Discriminator(32, channel_max=16, dtype=dtype)
   d_m = MultiscaleDiscriminator(2, 8, dtype)
   e = Encoder(32, 16, 8, (1,) * 4, 16, dtype=dtype)
-  unet = UNet(2, 8, 2, dtype)
+  unet = UNet(2, 8, 2, dtype=dtype)
   image, label = (2, 32, 32, 3), (2, 32, 32, 2)
   for module, *shapes in (
     (g, (2, 16)), (d_r, image), (d_m, image, label), (e, image), (unet, image)
