@@ -143,6 +143,15 @@ def _product(x, w, contract):
   )
 
 
+def _outer(x, g):
+  """Sum over all pixels of x g^T: [N, h, w, I], [N, h, w, O] -> [I, O]."""
+  # XLA copies the first factor, transposed and on one thread: the smaller one.
+  pixels = (0, 1, 2), (0, 1, 2)
+  if x.shape[-1] <= g.shape[-1]:
+    return _product(x, g, pixels)
+  return _product(g, x, pixels).T
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geo: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
   """conv(x, w): [N, *size, I], [k, k, I, O] -> [N, *out, O]."""
@@ -237,9 +246,7 @@ def _kernel_grad(geo: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     [jnp.zeros(channels, accumulator(x.dtype))] * geo.k for _ in range(geo.k)
   ]
   for tap in visible_taps(geo):
-    rows[tap.i][tap.j] = _product(
-      x[:, *tap.size], g[:, *tap.out], ((0, 1, 2), (0, 1, 2))
-    )
+    rows[tap.i][tap.j] = _outer(x[:, *tap.size], g[:, *tap.out])
   return jnp.stack([jnp.stack(row) for row in rows]).astype(x.dtype)
 
 
