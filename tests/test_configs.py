@@ -160,6 +160,17 @@ def test_unlabelled_images_are_needed(name):
 
 
 @pytest.mark.parametrize(
+  'name', ['mean_teacher', 'adv_ssl', 'gct', 'entropy', 'graph', 'unimatch']
+)
+def test_an_earlier_stage_is_not_ignored(name):
+  config = load('baselines', 'digits').unlock()
+  jaxseg_config.check(config)
+  config[name].init_from = 'unet'
+  with pytest.raises(UserError, match=f'{name}.init_from is .unet., but'):
+    jaxseg_config.check(config)
+
+
+@pytest.mark.parametrize(
   ('field', 'value', 'sentence'),
   [
     ('fit', 'centre', "fit is 'centre', must be one of '', 'crop', 'pad'"),

@@ -248,6 +248,12 @@ def test_encoder_without_generator_is_refused():
     make('semantic_gan_encoder').init(jax.random.key(0), None)
 
 
+def test_supervised_starts_from_no_generator():
+  gan = jax.eval_shape(make('semantic_gan').init, jax.random.key(0))
+  with pytest.raises(UserError, match='supervised stage .* no segmenter'):
+    jax.eval_shape(make('supervised').init, jax.random.key(0), gan)
+
+
 @pytest.mark.parametrize(
   ('module', 'field', 'value'),
   [

@@ -196,7 +196,7 @@ def check(where: str, fields: Any, data: Any) -> None:
         'image of the batch.'
       )
     return
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting.check_semi_supervised(where, fields, data, from_stage=True)
   if not fields.init_from:
     raise UserError(
       f"{where}.init_from is '', but a teacher that has learned nothing yet "

@@ -121,17 +121,12 @@ def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
   Raises:
     UserError: that stage trained no segmenter, or one of other shapes.
   """
-  if 'seg' not in previous.ema:
-    raise UserError(
-      f'init_from of a {method_name} stage names one that trained no segmenter '
-      f'(its networks: {", ".join(sorted(previous.params))}), '
-      "expected one such as 'supervised'."
-    )
+  averaged = averaged_of(previous, method_name)
   shapes = lambda tree: {
     jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
     for path, x in jax.tree.leaves_with_path(tree)
   }
-  found, wanted = shapes(previous.ema['seg']), shapes(like)
+  found, wanted = shapes(averaged), shapes(like)
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
       raise UserError(
@@ -140,6 +135,17 @@ def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
         f'{wanted.get(name, "missing")} here; give both stages the same '
         'args.net.'
       )
+  return averaged
+
+
+def averaged_of(previous: TrainState, method_name: str) -> PyTree:
+  """As `weights_of`, of whatever shapes."""
+  if 'seg' not in previous.ema:
+    raise UserError(
+      f'init_from of a {method_name} stage names one that trained no segmenter '
+      f'(its networks: {", ".join(sorted(previous.params))}), '
+      "expected one such as 'supervised'."
+    )
   return previous.ema['seg']
 
 
@@ -373,14 +379,31 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
 
 
 def check_semi_supervised(
-  where: str, fields: Any, data: Any, strong_views: int = 0
+  where: str,
+  fields: Any,
+  data: Any,
+  strong_views: int = 0,
+  from_stage: bool = False,
 ) -> None:
   """`check`, of a method that learns from unlabelled images.
 
+  Args:
+    where: see `check`, as for the next three.
+    fields: its fields.
+    data: config.data.
+    strong_views: how many it needs.
+    from_stage: whether the method reads an earlier stage's weights.
+
   Raises:
-    UserError: as `check`; or none are to be read.
+    UserError: as `check`; or none are to be read; or `init_from` names a stage
+      that would be ignored.
   """
   check(where, fields, data, strong_views)
+  if fields.init_from and not from_stage:
+    raise UserError(
+      f'{where}.init_from is {fields.init_from!r}, but {fields.method} starts '
+      "from random or ImageNet weights; set it to ''."
+    )
   if not fields.unlabelled_batch_size:
     raise UserError(
       f'{where}.unlabelled_batch_size is 0, but {fields.method} learns from '

@@ -231,7 +231,7 @@ def check(where: str, fields: Any, data: Any) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting.check_semi_supervised(where, fields, data, from_stage=True)
   args = fields.args
   _refuse(
     f'{where}.args', args.threshold, args.box, args.alpha_start, args.alpha_end

@@ -41,7 +41,8 @@ def make(
     a `Method` whose trust is the mean over pixels of the largest probability.
 
   Raises:
-    UserError: a setting outside its choices.
+    UserError: a setting outside its choices; from `init`, a stage before that
+      trained no segmenter.
   """
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
@@ -52,7 +53,9 @@ def make(
     state = segmenting.start(seg, rng)
     if previous is None:
       return state
-    ema = segmenting.transfer(state.ema['seg'], previous.ema['seg'])
+    ema = segmenting.transfer(
+      state.ema['seg'], segmenting.averaged_of(previous, 'supervised')
+    )
     return state.replace(
       params={'seg': ema['params']},
       extra={'seg': ema['batch_stats']},
