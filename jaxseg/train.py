@@ -36,7 +36,7 @@ from jaxseg.data.formats.images import write_atomically
 from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, Method, TrainState
-from jaxseg.methods import perceptual
+from jaxseg.methods import perceptual, segmenting
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
@@ -111,6 +111,7 @@ def train(
       parallel.check_batch_size(
         f'config.{stage}.{field}', config[stage][field], mesh
       )
+  check_weights(config, workdir)
   runtime.use_compilation_cache(config.compilation_cache)
   try:
     os.makedirs(workdir, exist_ok=True)
@@ -121,6 +122,7 @@ def train(
     ) from error
   workdirs.refuse_other_config(workdir, config)
   data = Data(config, workdir)
+  check_transfers(config, data.num_classes)
   evaluate.resolve_splits(data.splits, config.eval.splits)
   # Only now: what was refused must not tie the workdir to its config.
   workdirs.save_config(workdir, config)
@@ -146,6 +148,32 @@ def train(
     evaluate.evaluate(
       trained, data.source, data.splits, config, Path(workdir) / 'evaluation'
     )
+
+
+def check_weights(config: ConfigDict, workdir: str) -> None:
+  """Reads the weights that stages begin with, before hours are spent on others.
+
+  Those of stages that have begun, or begin from another, may be gone.
+
+  Raises:
+    UserError: a file that is missing, damaged, or of another network.
+  """
+  for stage in config.stages:
+    folder = workdirs.checkpoint_folder(workdir, stage)
+    begun = folder.is_dir() and any(folder.iterdir())
+    if not begun and not config[stage].init_from:
+      segmenting.check_weights(config[stage])
+
+
+def check_transfers(config: ConfigDict, num_classes: int) -> None:
+  """Lets segmenters start from an earlier stage, without computing anything.
+
+  Raises:
+    UserError: that stage has no such network.
+  """
+  for stage in config.stages:
+    if config[stage].init_from and 'net' in config[stage].args:
+      workdirs.abstract_state(config, stage, num_classes)
 
 
 def train_stage(
@@ -287,7 +315,8 @@ class Loop:
       f'{self.stage} diverged at step {int(bad)}: '
       f'{", ".join(terms) or "a loss"} is not finite. The last good checkpoint '
       f'is {"the start" if good is None else f"of step {good}"}; lower '
-      f'the learning rates in config.{self.stage}.args (or raise r1_gamma) and '
+      f'the learning rates in config.{self.stage}.args'
+      f'{" (or raise r1_gamma)" if "r1_gamma" in self.fields.args else ""} and '
       'train in a new workdir.'
     )
 

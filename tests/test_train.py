@@ -232,6 +232,33 @@ def test_bad_config_is_one_sentence_before_training(
   assert not (tmp_path / 'gan').exists()
 
 
+def test_weights_of_begun_stages_may_be_gone(tmp_path):
+  net = {'arch': 'segnet', 'width': 2, 'weights': 'gone.pth'}
+  c = jaxseg_config.add_stages(
+    jaxseg_config.default(), first=jaxseg_config.stage('supervised', net=net)
+  )
+  jaxseg_config.check(c)
+  with pytest.raises(UserError, match='gone.pth are not a file'):
+    train.check_weights(c, tmp_path)
+  os.makedirs(workdirs.checkpoint_folder(tmp_path, 'first') / '5')
+  train.check_weights(c, tmp_path)
+  workdirs.abstract_state(c, 'first', 2)  # as `jaxseg.load` does
+
+
+def test_unlike_networks_are_refused_before_training():
+  stage = jaxseg_config.stage
+  c = jaxseg_config.add_stages(
+    jaxseg_config.default(),
+    first=stage('supervised', net={'width': 4, 'depth': 1}),
+    bcp=stage('bcp', init_from='first', net={'width': 4, 'depth': 1}),
+  )
+  train.check_transfers(c, 2)
+  with c.unlocked():
+    c.bcp.args.net.width = 6
+  with pytest.raises(UserError, match='another network: .* give both stages'):
+    train.check_transfers(c, 2)
+
+
 def test_batch_that_devices_cannot_share(folder, tmp_path):
   c = tiny_config.get_config(str(folder))
   c.mesh.data = 8

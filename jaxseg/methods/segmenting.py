@@ -368,7 +368,6 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
         f'{where}.args.net.weights is {net.weights!r}, but {net.arch} has no '
         "ImageNet encoder; set it to ''."
       )
-    imagenet.load(net.weights, backbone)
   optimizers.make(optimizers.Optimizer(**fields.args.optimizer), 1)
   if data.strong.views < strong_views:
     raise UserError(
@@ -376,6 +375,23 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
       f'{where} ({fields.method}) compares {strong_views} strong views of each '
       f'unlabelled image; set it to {strong_views}.'
     )
+
+
+def check_weights(fields: Any) -> None:
+  """Reads the ImageNet weights of a stage that is yet to start, if it has any.
+
+  Apart from `check`, since a trained stage no longer needs its file.
+
+  Args:
+    fields: of the stage, of any method.
+
+  Raises:
+    UserError: the file is missing, damaged, or of another network.
+  """
+  settings = fields.args.get('net')
+  if settings and settings.weights:
+    net = segmenters.Net(**settings)
+    imagenet.load(net.weights, segmenters.imagenet_backbone(net))
 
 
 def check_semi_supervised(
