@@ -12,8 +12,12 @@ from jaxseg import presets
 
 def stages(preset):
   """The stages on a preset's data."""
+  # The strong augmentation of ST++.
+  preset.config.data.strong.views = max(1, preset.config.data.strong.views)
   return dict(
-    unet=preset.stage('supervised', label='U-Net', unlabelled_batch_size=0),
+    unet=preset.stage(
+      'supervised', label=preset.net_label, unlabelled_batch_size=0
+    ),
     self_training=preset.stage(
       'self_training', init_from='unet', label='Self-training'
     ),

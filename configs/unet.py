@@ -1,4 +1,7 @@
-"""U-Net on the labelled images alone (Ronneberger et al. 2015).
+"""The network of all baselines, on the labelled images alone.
+
+A U-Net (Ronneberger et al. 2015); for voc2012, cityscapes and celeba_mask_hq
+DeepLab v3+ (Chen et al. 2018).
 
   python -m jaxseg.train --config=configs/unet.py:digits \
     --workdir=runs/unet
@@ -13,7 +16,9 @@ from jaxseg import presets
 def stages(preset):
   """The stages on a preset's data."""
   return dict(
-    unet=preset.stage('supervised', label='U-Net', unlabelled_batch_size=0),
+    unet=preset.stage(
+      'supervised', label=preset.net_label, unlabelled_batch_size=0
+    ),
   )
 
 

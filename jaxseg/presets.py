@@ -5,6 +5,7 @@ A preset holds what depends on the data alone, so that methods are compared with
 the same network, optimiser and number of steps.
 """
 
+import re
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -50,13 +51,19 @@ class Preset(NamedTuple):
     """Of the network; discriminators are as wide."""
     return self.net.get('width', 64)
 
+  @property
+  def net_label(self) -> str:
+    """Of the network, in tables."""
+    return {'unet': 'U-Net', 'deeplab_v3plus': 'DeepLab v3+'}[self.net['arch']]
+
   def stage(self, method: str, **changes: Any) -> ConfigDict:
     """One stage of `method` with this preset's numbers.
 
     Args:
       method: a key of `jaxseg.methods.METHODS`.
       **changes: as `jaxseg.config.stage`; `net` and `optimizer` are dicts of
-        the fields that differ from the preset's.
+        the fields that differ from the preset's. A `net` with an `arch` keeps
+        the preset's width alone, an `optimizer` with a `name` nothing.
     """
     rest = {
       'total_steps': self.total_steps,
@@ -66,8 +73,13 @@ class Preset(NamedTuple):
       'checkpoint_every': max(1, self.total_steps // 4),
       'picture_every': max(1, self.total_steps // 4),
     } | changes
-    for name in ('net', 'optimizer'):
-      rest[name] = getattr(self, name) | changes.get(name, {})
+    for name, chooses, kept in (
+      ('net', 'arch', {'width': self.width}), ('optimizer', 'name', {}),
+    ):  # fmt: skip
+      changed = changes.get(name, {})
+      rest[name] = (
+        kept if chooses in changed else getattr(self, name)
+      ) | changed
     return jaxseg_config.stage(method, **rest)
 
 
@@ -82,7 +94,11 @@ def load(arg: str) -> Preset:
   Raises:
     ValueError: another set or size, or LABELS is not a number.
   """
-  name, labels, size, *rest = [*arg.split(','), '', '', ''][:4]
+  if arg.startswith('folder:'):  # whose path may have commas
+    found = re.fullmatch(r'(.+?)(?:,(\d*)(?:,(laptop|))?)?', arg)
+    name, labels, size, *rest = *(part or '' for part in found.groups()), ''
+  else:
+    name, labels, size, *rest = [*arg.split(','), '', '', ''][:4]
   if (name not in SETS and not name.startswith('folder:')) or rest[0]:
     raise ValueError(
       f'{arg!r} is not SET[,LABELS[,SIZE]] with SET one of {", ".join(SETS)} '

@@ -113,6 +113,43 @@ def test_every_preset_passes_the_checks():
       assert config.unet.args.optimizer.lr == preset.optimizer['lr']
 
 
+def test_a_config_with_a_network_of_its_own_is_alike_on_all_presets():
+  for name in ('deeplab_v3plus', 'deeplab_v2', 'fcn8s', 'segnet'):
+    digits, photographs = (load(name, arg) for arg in ('digits', 'voc2012'))
+    for stage in digits.stages:
+      one, other = digits[stage].args, photographs[stage].args
+      assert (one.net.width, other.net.width) == (16, 64)
+      assert one.net.to_dict() | {'width': 64} == other.net.to_dict()
+      assert one.optimizer == other.optimizer
+
+
+def test_a_preset_of_photographs_is_not_called_unet():
+  for name in ('unet', 'self_training', 'baselines'):
+    assert load(name, 'voc2012').unet.label == 'DeepLab v3+'
+    assert load(name, 'voc2012,92,laptop').unet.label == 'U-Net'
+
+
+def test_self_training_is_alike_alone_and_among_baselines():
+  alone, among = (load(n, 'digits') for n in ('self_training', 'baselines'))
+  assert alone.self_training == among.self_training
+  assert alone.data.strong.views == 1  # among: 2, of which the first is used
+
+
+@pytest.mark.parametrize(
+  ('arg', 'path', 'labels', 'resolution'),
+  [
+    ('folder:a,b', 'a,b', 30, 128),
+    ('folder:a,b,12', 'a,b', 12, 128),
+    ('folder:/a b,1/c,12,laptop', '/a b,1/c', 12, 64),
+    ('folder:a,,laptop', 'a', 30, 64),
+  ],
+)
+def test_folders_with_commas(arg, path, labels, resolution):
+  data = presets.load(arg).config.data
+  assert data.source == f'folder:{path}'
+  assert (data.num_labelled, data.resolution) == (labels, resolution)
+
+
 def test_groups_of_a_stage():
   fields = jaxseg_config.stage(
     'supervised', net={'width': 16}, ema_half_life=0.0
