@@ -33,22 +33,29 @@ class Optimizer(NamedTuple):
   head_factor: float = 1.0  # lr factor of all parameters but the encoder's
 
 
-def make(settings: Optimizer, total_steps: int) -> optax.GradientTransformation:
+def make(
+  settings: Optimizer, total_steps: int, where: str = 'optimizer'
+) -> optax.GradientTransformation:
   """Builds the optimiser.
 
   Args:
     settings: see `Optimizer`.
     total_steps: length of the learning-rate curve.
+    where: what holds the settings, for messages.
 
   Raises:
-    UserError: an unknown name or schedule.
+    UserError: a setting outside its choices.
   """
   for field, allowed in (('name', OPTIMIZERS), ('schedule', SCHEDULES)):
     value = getattr(settings, field)
     if value not in allowed:
       raise UserError(
-        f'optimizer.{field} is {value!r}, must be one of {", ".join(allowed)}.'
+        f'{where}.{field} is {value!r}, must be one of {", ".join(allowed)}.'
       )
+  for field in ('warmup', 'momentum'):
+    value = getattr(settings, field)
+    if not 0 <= value < 1:
+      raise UserError(f'{where}.{field} is {value}, must be from 0 to below 1.')
   lr, decay = schedule(settings, total_steps), settings.weight_decay
   if settings.name == 'adamw':
     steps = [optax.scale_by_adam(), optax.add_decayed_weights(decay)]

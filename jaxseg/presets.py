@@ -77,9 +77,8 @@ class Preset(NamedTuple):
       ('net', 'arch', {'width': self.width}), ('optimizer', 'name', {}),
     ):  # fmt: skip
       changed = changes.get(name, {})
-      rest[name] = (
-        kept if chooses in changed else getattr(self, name)
-      ) | changed
+      base = kept if chooses in changed else getattr(self, name)
+      rest[name] = base | changed
     return jaxseg_config.stage(method, **rest)
 
 

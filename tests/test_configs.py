@@ -168,6 +168,10 @@ def test_groups_of_a_stage():
     ('net', 'norm', 'layer', "net.norm is 'layer', must be one of group"),
     ('net', 'up', 'nearest', "net.up is 'nearest', must be one of bilinear"),
     ('net', 'depth', 6, 'depth is 6, but 32 pixels'),
+    ('net', 'dtype', 'float8', 'net.dtype is .float8., must be one of float32'),
+    ('net', 'dropout', 1.0, 'net.dropout is 1.0, must be from 0 to below 1'),
+    ('net', 'width', 1, '^config.unet.args.net.width is 1, must be at least 2'),
+    ('optimizer', 'warmup', 2.0, 'optimizer.warmup is 2.0, must be from 0'),
     ('net', 'weights', 'x.pth', 'unet has no ImageNet encoder'),
     ('optimizer', 'name', 'lion', "optimizer.name is 'lion'"),
     ('optimizer', 'schedule', 'step', "optimizer.schedule is 'step'"),
@@ -178,6 +182,40 @@ def test_settings_of_a_segmenter(group, field, value, sentence):
   config.unet.args[group][field] = value
   with pytest.raises(UserError, match=sentence):
     jaxseg_config.check(config)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'unread'),
+  [
+    ({}, ()),
+    ({'depth': 3, 'up': 'transposed', 'dropout': 0.5}, ()),
+    (
+      {'backbone': 'resnet18', 'output_stride': 8},
+      ('backbone', 'output_stride'),
+    ),
+    ({'arch': 'segnet', 'dropout': 0.5, 'depth': 3}, ('depth', 'dropout')),
+    ({'arch': 'fcn8s', 'norm': 'none', 'dropout': 0.5}, ()),
+    ({'arch': 'fcn8s', 'output_stride': 8}, ('output_stride',)),
+    ({'arch': 'deeplab_v2', 'output_stride': 8, 'dropout': 0.5}, ('dropout',)),
+    ({'arch': 'deeplab_v3plus', 'up': 'transposed', 'width': 8}, ('up',)),
+  ],
+)
+def test_settings_without_effect_are_told(changes, unread, capsys):
+  config = load('unet', 'digits').unlock()
+  config.unet.args.net.depth = 4
+  config.unet.args.net.update(changes)
+  jaxseg_config.check(config)
+  told = capsys.readouterr().out.splitlines()
+  assert len(told) == len(unread)
+  for line, name in zip(told, unread, strict=True):
+    assert line.startswith(f'config.unet.args.net.{name}=')
+
+
+def test_no_config_sets_what_has_no_effect(capsys):
+  for name in ('baselines', 'deeplab_v3plus', 'deeplab_v2', 'fcn8s', 'segnet'):
+    for data in presets.SETS:
+      jaxseg_config.check(load(name, data))
+  assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['fixmatch', 'unimatch'])

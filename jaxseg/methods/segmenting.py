@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseg import method, optimizers
+from jaxseg import method, optimizers, writers
 from jaxseg.errors import UserError
 from jaxseg.method import Prediction, PyTree, TrainState
 from jaxseg.nets import imagenet, segmenters
@@ -354,7 +354,13 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
     UserError: names the field, what it is and what it must be.
   """
   net = segmenters.Net(**fields.args.net)
-  segmenters.build(net, 2)
+  segmenters.build(net, 2, f'{where}.args.net')
+  for name in segmenters.unread(net):
+    if name != 'weights':  # refused below
+      writers.say(
+        f'{where}.args.net.{name}={getattr(net, name)!r} has no effect: '
+        f'{net.arch} does not have it.'
+      )
   side = 2**net.depth
   if net.arch == 'unet' and data.resolution % side:
     raise UserError(
@@ -368,7 +374,9 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
         f'{where}.args.net.weights is {net.weights!r}, but {net.arch} has no '
         "ImageNet encoder; set it to ''."
       )
-  optimizers.make(optimizers.Optimizer(**fields.args.optimizer), 1)
+  optimizers.make(
+    optimizers.Optimizer(**fields.args.optimizer), 1, f'{where}.args.optimizer'
+  )
   if data.strong.views < strong_views:
     raise UserError(
       f'config.data.strong.views is {data.strong.views}, but '

@@ -22,6 +22,18 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
+DTYPES = ('float32', 'bfloat16')
+# The settings that not every network has, by the first part of its name.
+READ = {
+  'unet': ('depth', 'up', 'dropout'),
+  'deeplab_v2': ('backbone', 'output_stride', 'weights'),
+  'deeplab_v3plus': ('backbone', 'output_stride', 'dropout', 'weights'),
+  'fcn': ('dropout', 'weights'),
+  'segnet': ('weights',),
+}
+READ_BY_ALL = ('arch', 'width', 'norm', 'dtype')
+
+
 class Net(NamedTuple):
   """A segmenter's settings; each network reads those that it has."""
 
@@ -42,31 +54,20 @@ class Net(NamedTuple):
   weights: str = ''
 
 
-def build(net: Net, num_classes: int) -> nn.Module:
+def build(net: Net, num_classes: int, where: str = 'net') -> nn.Module:
   """Returns the segmenter.
 
   Args:
     net: its settings.
     num_classes: K.
+    where: what holds the settings, for messages.
 
   Raises:
     UserError: a setting outside its choices.
   """
-  if net.arch not in ARCHITECTURES:
-    raise UserError(
-      f'net.arch is {net.arch!r}, must be one of {", ".join(ARCHITECTURES)}.'
-    )
-  norms = (*NORMS, 'none') if net.arch.startswith('fcn') else NORMS
-  if net.norm not in norms:
-    raise UserError(
-      f'net.norm is {net.norm!r}, must be one of {", ".join(norms)}.'
-    )
+  _refuse(net, where)
   common = dict(width=net.width, norm=net.norm, dtype=net.dtype)
   if net.arch == 'unet':
-    if net.up not in unet.UPSAMPLING:
-      raise UserError(
-        f'net.up is {net.up!r}, must be one of {", ".join(unet.UPSAMPLING)}.'
-      )
     return unet.UNet(
       num_classes, depth=net.depth, up=net.up, dropout=net.dropout, **common
     )
@@ -75,19 +76,46 @@ def build(net: Net, num_classes: int) -> nn.Module:
   if net.arch.startswith('fcn'):
     stride = int(net.arch.removeprefix('fcn').removesuffix('s'))
     return fcn.FCN(num_classes, stride=stride, dropout=net.dropout, **common)
-  if net.backbone not in deeplab.BACKBONES:
-    raise UserError(
-      f'net.backbone is {net.backbone!r}, must be one of '
-      f'{", ".join(deeplab.BACKBONES)}.'
-    )
-  if net.output_stride not in (8, 16):
-    raise UserError(
-      f'net.output_stride is {net.output_stride}, must be 8 or 16.'
-    )
   common |= dict(backbone=net.backbone, output_stride=net.output_stride)
   if net.arch == 'deeplab_v2':
     return deeplab.DeepLabV2(num_classes, **common)
   return deeplab.DeepLabV3Plus(num_classes, dropout=net.dropout, **common)
+
+
+def _refuse(net, where):
+  norms = (*NORMS, 'none') if net.arch.startswith('fcn') else NORMS
+  for field, allowed in (
+    ('arch', ARCHITECTURES), ('norm', norms), ('up', unet.UPSAMPLING),
+    ('backbone', deeplab.BACKBONES), ('output_stride', (8, 16)),
+    ('dtype', DTYPES),
+  ):  # fmt: skip
+    value = getattr(net, field)
+    if value not in allowed:
+      raise UserError(
+        f'{where}.{field} is {value!r}, must be one of '
+        f'{", ".join(map(str, allowed))}.'
+      )
+  if net.width < 2:
+    raise UserError(f'{where}.width is {net.width}, must be at least 2.')
+  if not 0 <= net.dropout < 1:
+    raise UserError(
+      f'{where}.dropout is {net.dropout}, must be from 0 to below 1.'
+    )
+
+
+def unread(net: Net) -> tuple[str, ...]:
+  """Settings that are not the default, but that this network does not have.
+
+  Args:
+    net: of a known `arch`.
+  """
+  name = 'fcn' if net.arch.startswith('fcn') else net.arch
+  read = READ_BY_ALL + READ[name]
+  return tuple(
+    field
+    for field, default in Net._field_defaults.items()
+    if field not in read and getattr(net, field) != default
+  )
 
 
 def imagenet_backbone(net: Net) -> str | None:
