@@ -66,17 +66,29 @@ class Trained(NamedTuple):
 
 
 def make_method(config: ConfigDict, stage: str, num_classes: int) -> Method:
-  """Builds a stage's method from its config fields."""
+  """Builds a stage's method from its config fields.
+
+  Raises:
+    UserError: fields that the method does not have, of a workdir that another
+      version trained; or as its `make`.
+  """
   fields = config[stage]
   make = METHODS[fields.method].make
   schema = inspect.signature(make).parameters
-  args = {
-    # Groups of settings are NamedTuples in the signature.
-    name: type(schema[name].default)(**value)
-    if isinstance(value, dict)
-    else value
-    for name, value in fields.args.to_dict().items()
-  }
+  args = fields.args.to_dict()
+  # Groups of settings are NamedTuples in the signature.
+  groups = {name: v for name, v in args.items() if isinstance(v, dict)}
+  known = set(schema)
+  for name in groups.keys() & known:
+    known |= {f'{name}.{field}' for field in schema[name].default._fields}
+  unknown = sorted(_flat(args).keys() - known)
+  if unknown:
+    raise UserError(
+      f'config.{stage}.args.{unknown[0]} is not a setting of {fields.method}; '
+      'was this workdir trained with another version of jaxseg? Use that one, '
+      'or train anew.'
+    )
+  args |= {name: type(schema[name].default)(**v) for name, v in groups.items()}
   if 'gan' in schema and fields.init_from:
     args['gan'] = config[fields.init_from].args.to_dict()
   if 'total_steps' in schema:

@@ -322,6 +322,20 @@ def test_configs_of_before_have_todays_defaults(folder, tmp_path):
     workdirs.refuse_other_config(tmp_path, c)
 
 
+@pytest.mark.parametrize('field', ['lr_steps', 'net.levels'])
+def test_settings_of_another_version_are_told(field):
+  c = jaxseg_config.add_stages(
+    jaxseg_config.default(), unet=jaxseg_config.stage('supervised')
+  ).unlock()
+  *group, name = field.split('.')
+  args = c.unet.args.unlock()
+  for part in group:
+    args = args[part]
+  args[name] = 3
+  with pytest.raises(UserError, match=f'unet.args.{field} is not a setting'):
+    workdirs.make_method(c, 'unet', 2)
+
+
 def test_itstime():
   assert [s for s in range(1, 8) if train.itstime(s, 3, s == 7)] == [3, 6, 7]
   assert not train.itstime(7, 0, True)
