@@ -218,6 +218,14 @@ def test_no_config_sets_what_has_no_effect(capsys):
   assert not capsys.readouterr().out
 
 
+@pytest.mark.parametrize('name', ['unet', 'entropy', 'bcp'])
+def test_tags_are_no_labels(name):
+  config = load(name, 'digits').unlock()
+  config.data.weak.kind = 'tags'
+  with pytest.raises(UserError, match="kind is 'tags', but config"):
+    jaxseg_config.check(config)
+
+
 @pytest.mark.parametrize('name', ['fixmatch', 'unimatch'])
 def test_strong_views_are_needed(name):
   config = load(name, 'digits').unlock()

@@ -353,6 +353,11 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
+  if data.weak.kind == 'tags':
+    raise UserError(
+      f"config.data.weak.kind is 'tags', but {where} ({fields.method}) learns "
+      'from labelled pixels, of which tags have none; take another kind.'
+    )
   net = segmenters.Net(**fields.args.net)
   segmenters.build(net, 2, f'{where}.args.net')
   for name in segmenters.unread(net):
