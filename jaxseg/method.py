@@ -16,7 +16,8 @@ Metrics = dict[str, jax.Array]
 class TrainState(flax.struct.PyTreeNode):
   """Everything that training changes; it is the checkpoint, whole.
 
-  The dicts are keyed by network: 'g', 'd_r', 'd_m', 'e', 'seg'.
+  The dicts are keyed by network, such as 'g', 'd_r', 'd_m', 'e'; a segmenter
+  is 'seg'.
 
   Attributes:
     step: int32 scalar, the number of finished training steps.

@@ -172,6 +172,7 @@ def test_groups_of_a_stage():
     ('net', 'dropout', 1.0, 'net.dropout is 1.0, must be from 0 to below 1'),
     ('net', 'width', 1, '^config.unet.args.net.width is 1, must be at least 2'),
     ('optimizer', 'warmup', 2.0, 'optimizer.warmup is 2.0, must be from 0'),
+    ('net', 'norm', 'frozen', "net.norm is 'frozen', but .*args.net.weights"),
     ('net', 'weights', 'x.pth', 'unet has no ImageNet encoder'),
     ('optimizer', 'name', 'lion', "optimizer.name is 'lion'"),
     ('optimizer', 'schedule', 'step', "optimizer.schedule is 'step'"),

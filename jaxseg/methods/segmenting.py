@@ -382,6 +382,12 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
   optimizers.make(
     optimizers.Optimizer(**fields.args.optimizer), 1, f'{where}.args.optimizer'
   )
+  if net.norm == 'frozen' and not net.weights and not fields.init_from:
+    raise UserError(
+      f"{where}.args.net.norm is 'frozen', but the statistics of a network that "
+      'starts from nothing are those of no images; give args.net.weights, or '
+      "set it to 'batch'."
+    )
   if data.strong.views < strong_views:
     raise UserError(
       f'config.data.strong.views is {data.strong.views}, but '
