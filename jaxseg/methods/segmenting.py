@@ -384,9 +384,9 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
   )
   if net.norm == 'frozen' and not net.weights and not fields.init_from:
     raise UserError(
-      f"{where}.args.net.norm is 'frozen', but the statistics of a network that "
-      'starts from nothing are those of no images; give args.net.weights, or '
-      "set it to 'batch'."
+      f"{where}.args.net.norm is 'frozen', but a network that starts from "
+      'nothing has the statistics of no images; give '
+      f"{where}.args.net.weights, or set it to 'batch'."
     )
   if data.strong.views < strong_views:
     raise UserError(
