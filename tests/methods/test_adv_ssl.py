@@ -305,7 +305,7 @@ def check(resolution=64, unlabelled_batch_size=2, **changed):
     if p.default is not p.empty
   }
   fields = ConfigDict(dict(
-    method='adv_ssl', batch_size=8, args=args | changed,
+    method='adv_ssl', init_from='', batch_size=8, args=args | changed,
     unlabelled_batch_size=unlabelled_batch_size,
   ))  # fmt: skip
   data = jaxseg.config.default().data

@@ -410,11 +410,15 @@ def fields(**changes):
   )  # fmt: skip
   args['detector'] |= changes.pop('detector', {})
   stage = ml_collections.ConfigDict(
-    dict(method='gct', unlabelled_batch_size=4, batch_size=4,
+    dict(method='gct', init_from='', unlabelled_batch_size=4, batch_size=4,
          args=args | {k: v for k, v in changes.items() if k in args})
   )  # fmt: skip
   data = ml_collections.ConfigDict(
-    dict(resolution=changes.get('resolution', 64), strong=dict(views=0))
+    dict(
+      resolution=changes.get('resolution', 64),
+      strong=dict(views=0),
+      weak=dict(kind=''),
+    )
   )
   return 'config.seg', stage, data
 

@@ -267,8 +267,8 @@ def check(changed=None, strong=None, unlabelled_batch_size=2):
     if p.default is not p.empty
   }
   fields = ConfigDict(dict(
-    method='mean_teacher', batch_size=8, args=args | (changed or {}),
-    unlabelled_batch_size=unlabelled_batch_size,
+    method='mean_teacher', init_from='', batch_size=8,
+    args=args | (changed or {}), unlabelled_batch_size=unlabelled_batch_size,
   ))  # fmt: skip
   data = jaxseg.config.default().data
   data.strong.update(strong or {})
