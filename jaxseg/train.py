@@ -133,14 +133,17 @@ def train(
     f'{len(data.splits.unlabelled)} unlabelled images, '
     f'{data.num_classes} classes; {mesh.size} x {jax.devices()[0].device_kind}'
   )
+  # Of the other stages nothing stays on the devices.
+  wanted = {config[stage].init_from for stage in config.stages}
   finished: dict[str, TrainState] = {}
   with runtime.interruptible() as stop:
     for stage in config.stages:
       start = time.monotonic()
       try:
-        finished[stage] = train_stage(
-          config, stage, workdir, data, mesh, finished, stop
-        )
+        state = train_stage(config, stage, workdir, data, mesh, finished, stop)
+        if stage in wanted:
+          finished[stage] = state
+        del state
       finally:
         workdirs.add_seconds(workdir, stage, time.monotonic() - start)
   if evaluate_after:

@@ -259,6 +259,20 @@ def test_unlike_networks_are_refused_before_training():
     train.check_transfers(c, 2)
 
 
+def test_only_states_that_are_started_from_are_kept(
+  folder, tmp_path, monkeypatch
+):
+  kept = {}
+
+  def trained(config, stage, workdir, data, mesh, finished, stop):
+    kept[stage] = tuple(finished)
+    return stage
+
+  monkeypatch.setattr(train, 'train_stage', trained)
+  run(tiny_config.get_config(str(folder)), tmp_path, evaluate_after=False)
+  assert kept == {'gan': (), 'encoder': ('gan',), 'unet': ('gan',)}
+
+
 def test_batch_that_devices_cannot_share(folder, tmp_path):
   c = tiny_config.get_config(str(folder))
   c.mesh.data = 8
