@@ -137,10 +137,10 @@ def _by_taps(geo: Geometry, channels: int) -> bool:
 
 
 def _product(x, w, contract):
+  # Not all layouts of a bfloat16 product with a float32 sum exist on CPUs.
   dtype = accumulator(x.dtype)
-  return lax.dot_general(
-    x, w, (contract, ((), ())), preferred_element_type=dtype
-  )
+  x, w = x.astype(dtype), w.astype(dtype)
+  return lax.dot_general(x, w, (contract, ((), ())))
 
 
 def _outer(x, g):
