@@ -257,6 +257,18 @@ def test_unlike_networks_are_refused_before_training():
     c.bcp.args.net.width = 6
   with pytest.raises(UserError, match='another network: .* give both stages'):
     train.check_transfers(c, 2)
+  c = jaxseg_config.add_stages(
+    jaxseg_config.default(),
+    first=stage('supervised', net={'arch': 'fcn32s', 'width': 2}),
+    next=stage(
+      'supervised', init_from='first', net={'arch': 'segnet', 'width': 2}
+    ),
+  )
+  train.check_transfers(c, 2)  # the encoders are alike
+  with c.unlocked():
+    c.next.args.net.arch = 'unet'
+  with pytest.raises(UserError, match='supervised stage .* encoder fits'):
+    train.check_transfers(c, 2)
 
 
 def test_only_states_that_are_started_from_are_kept(

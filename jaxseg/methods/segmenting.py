@@ -122,11 +122,7 @@ def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
     UserError: that stage trained no segmenter, or one of other shapes.
   """
   averaged = averaged_of(previous, method_name)
-  shapes = lambda tree: {
-    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
-    for path, x in jax.tree.leaves_with_path(tree)
-  }
-  found, wanted = shapes(averaged), shapes(like)
+  found, wanted = _shapes(averaged), _shapes(like)
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
       raise UserError(
@@ -147,6 +143,38 @@ def averaged_of(previous: TrainState, method_name: str) -> PyTree:
       "expected one such as 'supervised'."
     )
   return previous.ema['seg']
+
+
+def parts_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
+  """`like`, with what it has in common with an earlier stage; see `transfer`.
+
+  Args:
+    previous: its final state.
+    like: fresh weights, {'params', 'batch_stats'}.
+    method_name: of the stage that needs them, for messages.
+
+  Raises:
+    UserError: that stage trained no segmenter, or one in whose encoder no
+      kernel has a place here.
+  """
+  averaged = averaged_of(previous, method_name)
+  here, there = (
+    _shapes(tree['params']['encoder']) for tree in (like, averaged)
+  )
+  if not any(len(s) == 4 and s == there.get(name) for name, s in here.items()):
+    raise UserError(
+      f'init_from of a {method_name} stage names one with another network, '
+      "nothing of whose encoder fits; set it to '', or give both stages the "
+      'same args.net.'
+    )
+  return transfer(like, averaged)
+
+
+def _shapes(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
 
 
 def pretrained(seg: Segmenter, names: tuple[str, ...] = ('seg',)) -> Any:

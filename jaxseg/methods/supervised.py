@@ -42,7 +42,7 @@ def make(
 
   Raises:
     UserError: a setting outside its choices; from `init`, a stage before that
-      trained no segmenter.
+      trained no segmenter, or one that has nothing in common.
   """
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
@@ -53,9 +53,7 @@ def make(
     state = segmenting.start(seg, rng)
     if previous is None:
       return state
-    ema = segmenting.transfer(
-      state.ema['seg'], segmenting.averaged_of(previous, 'supervised')
-    )
+    ema = segmenting.parts_of(previous, state.ema['seg'], 'supervised')
     return state.replace(
       params={'seg': ema['params']},
       extra={'seg': ema['batch_stats']},
