@@ -36,7 +36,7 @@ from jaxseg.data.formats.images import write_atomically
 from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, Method, TrainState
-from jaxseg.methods import perceptual, segmenting
+from jaxseg.methods import perceptual, segmenting_checks
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
@@ -165,7 +165,7 @@ def check_weights(config: ConfigDict, workdir: str) -> None:
     folder = workdirs.checkpoint_folder(workdir, stage)
     begun = folder.is_dir() and any(folder.iterdir())
     if not begun and not config[stage].init_from:
-      segmenting.check_weights(config[stage])
+      segmenting_checks.check_weights(config[stage])
 
 
 def check_transfers(config: ConfigDict, num_classes: int) -> None:

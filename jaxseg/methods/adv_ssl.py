@@ -16,7 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.fc_discriminator import STRIDE, FullyConvDiscriminator
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -240,7 +240,7 @@ def check(where: str, fields: Any, data: Any) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting_checks.check_semi_supervised(where, fields, data)
   if data.weak.kind:
     raise UserError(
       f'config.data.weak.kind is {data.weak.kind!r}, but {where} (adv_ssl) '

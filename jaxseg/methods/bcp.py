@@ -15,7 +15,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.ops import components
 from jaxseg.optimizers import Optimizer
@@ -189,14 +189,14 @@ def check(where: str, fields: Any, data: Any) -> None:
   args = fields.args
   _check_numbers(f'{where}.args.', args.ema_decay, args.box, args.connectivity)
   if args.pretrain:
-    segmenting.check(where, fields, data)
+    segmenting_checks.check(where, fields, data)
     if fields.batch_size < 2:
       raise UserError(
         f'{where}.batch_size is 1, must be at least 2: boxes show another '
         'image of the batch.'
       )
     return
-  segmenting.check_semi_supervised(where, fields, data, from_stage=True)
+  segmenting_checks.check_semi_supervised(where, fields, data, from_stage=True)
   if not fields.init_from:
     raise UserError(
       f"{where}.init_from is '', but a teacher that has learned nothing yet "

@@ -17,7 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import entropy, segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -97,12 +97,12 @@ def make(
 
 
 def check(where: str, fields: Any, data: Any) -> None:
-  """Refuses a stage that could not train; see `segmenting.check`.
+  """Refuses a stage that could not train; see `segmenting_checks.check`.
 
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting_checks.check_semi_supervised(where, fields, data)
   _refuse(f'{where}.args', fields.args.kind)
 
 

@@ -17,7 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import flaws, segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, Prediction, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets import flaw_detector
 from jaxseg.nets.flaw_detector import FlawDetector
 from jaxseg.nets.segmenters import Net
@@ -304,7 +304,7 @@ def check(where: str, fields: Any, data: Any) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting_checks.check_semi_supervised(where, fields, data)
   args = fields.args
   _check_settings(
     f'{where}.args.', args.mode, args.predict_with, Detector(**args.detector),

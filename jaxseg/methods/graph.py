@@ -21,7 +21,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import entropy, graph, segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -200,12 +200,12 @@ def pixel_terms(
 
 
 def check(where: str, fields: Any, data: Any) -> None:
-  """Refuses a stage that could not train; see `segmenting.check`.
+  """Refuses a stage that could not train; see `segmenting_checks.check`.
 
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting_checks.check_semi_supervised(where, fields, data)
   image = ImageGraph(**fields.args.image)
   _refuse(
     f'{where}.args', image, PixelGraph(**fields.args.pixel), data.resolution

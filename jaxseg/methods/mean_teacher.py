@@ -16,7 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import consistency, segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -168,7 +168,7 @@ def check(where: str, fields: Any, data: Any) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data)
+  segmenting_checks.check_semi_supervised(where, fields, data)
   args = fields.args
   _check_numbers(
     f'{where}.args.', args.ema_decay, args.start, args.ramp_up, args.compared,

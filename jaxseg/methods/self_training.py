@@ -25,7 +25,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -226,12 +226,12 @@ def in_box(
 
 
 def check(where: str, fields: Any, data: Any) -> None:
-  """Refuses a stage that could not train; see `segmenting.check`.
+  """Refuses a stage that could not train; see `segmenting_checks.check`.
 
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  segmenting.check_semi_supervised(where, fields, data, from_stage=True)
+  segmenting_checks.check_semi_supervised(where, fields, data, from_stage=True)
   args = fields.args
   _refuse(
     f'{where}.args', args.threshold, args.box, args.alpha_start, args.alpha_end

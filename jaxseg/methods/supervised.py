@@ -6,7 +6,7 @@ from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
 from jaxseg.methods import segmenting
-from jaxseg.methods.segmenting import check  # noqa: F401
+from jaxseg.methods.segmenting_checks import check  # noqa: F401
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 

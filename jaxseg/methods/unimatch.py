@@ -16,7 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import segmenting, segmenting_checks
 from jaxseg.nets.layers import Features
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -215,7 +215,7 @@ def check(where: str, fields: Any, data: Any) -> None:
     UserError: names the field, what it is and what it must be.
   """
   args = fields.args
-  segmenting.check_semi_supervised(where, fields, data, args.views)
+  segmenting_checks.check_semi_supervised(where, fields, data, args.views)
   _check_numbers(
     f'{where}.args.', args.views, args.confidence, args.feature_weight,
     args.feature_dropout,
