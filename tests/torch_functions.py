@@ -53,7 +53,12 @@ def random_variables(module, *args, seed=0):
 
   Kernels keep the variance through a ReLU; statistics are positive.
   """
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+  init = lambda: module.init(jax.random.key(0), *args)
+  return random_like(jax.eval_shape(init), seed)
+
+
+def random_like(variables, seed=0):
+  """Another draw of every variable of a tree, or one of its shapes."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -67,7 +72,7 @@ def random_variables(module, *args, seed=0):
       x = 0.2 * x
     return np.asarray(x, np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree_util.tree_map_with_path(draw, variables)
 
 
 def count(params):

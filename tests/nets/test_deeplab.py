@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+import torch_functions as t
 import torch_layers
 from numpy.testing import assert_allclose
 from quick import quick_jit
-from torch.nn.functional import interpolate
 
 from jaxseg.nets.deeplab import BACKBONES, DeepLabV2, DeepLabV3Plus
 from jaxseg.nets.layers import Features
@@ -38,7 +37,7 @@ def decoder_of(net, *maps, seed=0):
   init = lambda *maps: net.init(
     jax.random.key(0), Features(maps), (32, 32), method=net.decode
   )
-  return torch_layers.random_like(jax.eval_shape(init, *maps), seed)
+  return t.random_like(jax.eval_shape(init, *maps), seed)
 
 
 def test_v2_published_parameters():
@@ -102,6 +101,7 @@ def test_shapes(make, backbone, stride, size, channels):
   assert {f.dtype for f in features.maps} == {jnp.dtype('bfloat16')}
 
 
+@t.needed
 @pytest.mark.parametrize('bug', (False, True))
 @pytest.mark.parametrize('align_corners', (False, True))
 def test_v2_decoder_against_pytorch(bug, align_corners):
@@ -115,17 +115,18 @@ def test_v2_decoder_against_pytorch(bug, align_corners):
     lambda v, c: net.apply(v, Features((c,)), (32, 30), method=net.decode)
   )(variables, coarse)
   tree = torch_layers.Net(variables['params']['decoder'])
-  x = torch_layers.to_torch(coarse)
+  x = t.to_torch(coarse)
   wanted = sum(
     tree.conv(f'branch{i}', x, padding=d, dilation=d)
     for i, d in enumerate((6, 12) if bug else (6, 12, 18, 24))
   )  # fmt: skip
-  wanted = interpolate(
+  wanted = t.F.interpolate(
     wanted, (32, 30), mode='bilinear', align_corners=align_corners
   )
-  assert_allclose(logits, torch_layers.to_numpy(wanted), atol=1e-4)
+  assert_allclose(logits, t.from_torch(wanted), atol=1e-4)
 
 
+@t.needed
 @pytest.mark.parametrize('stride, norm, align_corners', (
   (16, 'batch', False), (8, 'group', True),
 ))  # fmt: skip
@@ -143,33 +144,34 @@ def test_v3plus_decoder_against_pytorch(stride, norm, align_corners):
     variables['params']['decoder'],
     variables.get('batch_stats', {}).get('decoder'),
   )
-  layer = lambda name, x, **kwargs: torch.relu(
+  layer = lambda name, x, **kwargs: t.F.relu(
     tree.norm(f'norm_{name}', tree.conv(name, x, **kwargs))
   )
   enlarge = functools.partial(
-    interpolate, mode='bilinear', align_corners=align_corners
+    t.F.interpolate, mode='bilinear', align_corners=align_corners
   )
-  x = torch_layers.to_torch(coarse)
+  x = t.to_torch(coarse)
   views = [layer('aspp0', x)]
   for i in (1, 2, 3):
     d = 6 * i * 16 // stride
     views.append(layer(f'aspp{i}', x, padding=d, dilation=d))
   whole = layer('aspp_image', x.mean((2, 3), keepdim=True))
   views.append(whole.expand_as(views[0]))
-  x = enlarge(layer('project', torch.cat(views, 1)), size=(16, 16))
-  low = layer('low_level', torch_layers.to_torch(fine))
-  x = layer('conv1', torch.cat([x, low], 1), padding=1)
+  x = enlarge(layer('project', t.torch.cat(views, 1)), size=(16, 16))
+  low = layer('low_level', t.to_torch(fine))
+  x = layer('conv1', t.torch.cat([x, low], 1), padding=1)
   x = tree.conv('classifier', layer('conv2', x, padding=1))
-  wanted = torch_layers.to_numpy(enlarge(x, size=(32, 30)))
+  wanted = t.from_torch(enlarge(x, size=(32, 30)))
   assert_allclose(logits, wanted, atol=1e-4)
 
 
+@t.needed
 @pytest.mark.parametrize('make', (DeepLabV2, DeepLabV3Plus))
 def test_whole_network(make):
   """The decoder reads the encoder's finest and coarsest stage; 1 channel."""
   net = make(3, norm='frozen', **SMALL)
   x = normal(2, 32, 32, 1)
-  variables = torch_layers.random_variables(net, x.shape)
+  variables = t.random_variables(net, x)
   logits = quick_jit(net.apply)(variables, x)
   tree = torch_layers.Net(
     variables['params']['encoder'], variables['batch_stats']['encoder']
@@ -181,10 +183,8 @@ def test_whole_network(make):
     last = dict(
       strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), first_dilations=(1, 1, 1, 1)
     )
-  maps = torch_layers.resnet(
-    tree, torch_layers.to_torch(x), SMALL['depths'], **last
-  )
-  maps = [torch_layers.to_numpy(m) for m in maps]
+  maps = torch_layers.resnet(tree, t.to_torch(x), SMALL['depths'], **last)
+  maps = [t.from_torch(m) for m in maps]
   read = (maps[3],) if make is DeepLabV2 else (maps[0], maps[3])
   decode = lambda v, *m: net.apply(v, Features(m), (32, 32), method=net.decode)
   wanted = quick_jit(decode)(variables, *read)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+import torch_functions as t
 from numpy.testing import assert_allclose
 from quick import quick_jit
 
@@ -33,32 +33,29 @@ def variables_of(weights):
 
 def in_torch(weights, image, probabilities, stride, train):
   """The same network out of torch.nn.functional; NCHW."""
-  functional = torch.nn.functional
-  tensors = {k: torch.tensor(np.asarray(v)) for k, v in weights.items()}
-  x = torch.cat([image, probabilities], 1)
+  tensors = {k: t.tensor(v) for k, v in weights.items()}
+  x = t.torch.cat([image, probabilities], 1)
   halvings = STRIDED[: stride.bit_length() - 1]
   for name, _, _ in flaw_detector.LAYERS:
-    x = functional.conv2d(
+    x = t.F.conv2d(
       x, tensors[f'{name}.weight'], tensors[f'{name}.bias'],
       stride=2 if name in halvings else 1, padding=1,
     )  # fmt: skip
     half = x.shape[1] // 2
     norm = name.replace('conv', 'ibn') + '.bnorm.'
-    first = functional.batch_norm(
+    first = t.F.batch_norm(
       x[:, :half], tensors[norm + 'running_mean'],
       tensors[norm + 'running_var'], tensors[norm + 'weight'],
       tensors[norm + 'bias'], training=train,
     )  # fmt: skip
     rest = x[:, half:]
-    rest = (
-      functional.instance_norm(rest) if rest[0, 0].numel() > 1 else 0 * rest
-    )
-    x = functional.leaky_relu(torch.cat([first, rest], 1), 0.2)
-  x = functional.conv2d(
+    rest = t.F.instance_norm(rest) if rest[0, 0].numel() > 1 else 0 * rest
+    x = t.F.leaky_relu(t.torch.cat([first, rest], 1), 0.2)
+  x = t.F.conv2d(
     x, tensors['classifier.weight'], tensors['classifier.bias'],
     stride=2 if 'classifier' in halvings else 1, padding=1,
   )  # fmt: skip
-  return functional.interpolate(
+  return t.F.interpolate(
     x, image.shape[2:], mode='bilinear', align_corners=True
   )
 
@@ -113,6 +110,7 @@ def test_published_numbers(shared):
   )
 
 
+@t.needed
 @pytest.mark.parametrize(
   ('stride', 'side', 'train'), [(32, 92, True), (4, 32, True), (1, 16, False)]
 )
@@ -122,7 +120,7 @@ def test_every_stride_is_pytorch(stride, side, train):
   image = rng.uniform(-1, 1, (2, 1, side, side)).astype(np.float32)
   p = rng.dirichlet((1, 1), (2, side, side)).astype(np.float32)
   wanted = in_torch(
-    weights, torch.tensor(image), torch.tensor(p.transpose(0, 3, 1, 2)),
+    weights, t.tensor(image), t.to_torch(p),
     stride, train,
   )  # fmt: skip
   net = FlawDetector(width=4, stride=stride)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_functions as t
 import torch_layers
 from numpy.testing import assert_allclose
 from quick import quick_jit
-from torch.nn import functional
 
 from jaxseg.nets.mobilenet import MobileNetV2, scaled
 
@@ -59,15 +59,16 @@ def test_blocks():
   assert expand == [None, *(6 * f for f in project[:-1])]
 
 
+@t.needed
 @pytest.mark.parametrize('norm', ('batch', 'group'))
 def test_against_pytorch(norm):
   net = MobileNetV2(8, 8, norm)
   x = images()
-  variables = torch_layers.random_variables(net, x.shape)
+  variables = t.random_variables(net, x, False)
   maps = quick_jit(lambda *a: net.apply(*a, False))(variables, x)
   tree = torch_layers.Net(variables['params'], variables.get('batch_stats'))
-  y = tree.conv('stem', torch_layers.to_torch(x), stride=2, padding=1)
-  y = functional.relu6(tree.norm('norm_stem', y))
+  y = tree.conv('stem', t.to_torch(x), stride=2, padding=1)
+  y = t.F.relu6(tree.norm('norm_stem', y))
   wanted = []
   for i in range(1, 18):
     # Strides 16 and 32 would begin at blocks 7 and 14.
@@ -77,7 +78,7 @@ def test_against_pytorch(norm):
     block = tree[f'block{i}']
     y = torch_layers.inverted_residual(block, y, stride, dilation, first)
     if i in (3, 6, 13, 17):
-      wanted.append(torch_layers.to_numpy(y))
+      wanted.append(t.from_torch(y))
   for got, layer in zip(maps, wanted, strict=True):
     scale = max(1, np.abs(layer).max())
     assert_allclose(got / scale, layer / scale, atol=2e-5)
@@ -87,7 +88,7 @@ def test_dilation_fills_in_between():
   """Without stride, every pixel of the strided map is found again."""
   x = images()
   net = lambda stride: MobileNetV2(8, stride, 'frozen')
-  variables = torch_layers.random_variables(net(8), x.shape)
+  variables = t.random_variables(net(8), x, False)
   run = lambda stride: quick_jit(net(stride).apply)(variables, x, False)
   dense, strided = run(8)[-1], run(32)[-1]
   scale = np.abs(strided).max()

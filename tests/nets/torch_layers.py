@@ -6,37 +6,8 @@ with the networks under test but the names of their variables.
 
 import math
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import torch
-from torch.nn import functional
-
-
-def random_variables(net, shape, seed=0):
-  """Every variable of a network on images of `shape`, see `random_like`."""
-  x = jax.ShapeDtypeStruct(shape, jnp.float32)
-  init = lambda x: net.init(jax.random.key(0), x, False)
-  return random_like(jax.eval_shape(init, x), seed)
-
-
-def random_like(variables, seed=0):
-  """Every variable drawn anew, NumPy; statistics and scales around one."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name, noise = path[-1].key, rng.normal(size=leaf.shape)
-    if name == 'kernel':
-      noise *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
-    elif name == 'scale':
-      noise = 1 + 0.1 * noise
-    elif name == 'var':
-      noise = np.exp(0.3 * noise)
-    else:
-      noise *= 0.2
-    return noise.astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, variables)
+from torch_functions import F as functional
+from torch_functions import tensor
 
 
 class Net:
@@ -52,20 +23,20 @@ class Net:
     return name in self.params
 
   def conv(self, name, x, **kwargs):
-    kernel = torch.tensor(self.params[name]['kernel']).permute(3, 2, 0, 1)
+    kernel = tensor(self.params[name]['kernel']).permute(3, 2, 0, 1)
     bias = self.params[name].get('bias')
-    bias = None if bias is None else torch.tensor(bias)
+    bias = None if bias is None else tensor(bias)
     return functional.conv2d(x, kernel, bias, **kwargs)
 
   def norm(self, name, x):
     """Batch norm in use; without statistics, groups of up to 8 channels."""
     own = self.params[name]
-    scale, bias = torch.tensor(own['scale']), torch.tensor(own['bias'])
+    scale, bias = tensor(own['scale']), tensor(own['bias'])
     if name not in self.stats:
       groups = x.shape[1] // math.gcd(8, x.shape[1])
       return functional.group_norm(x, groups, scale, bias, 1e-6)
     stats = self.stats[name]
-    mean, var = torch.tensor(stats['mean']), torch.tensor(stats['var'])
+    mean, var = tensor(stats['mean']), tensor(stats['var'])
     return functional.batch_norm(x, mean, var, scale, bias, eps=1e-5)
 
 
@@ -111,13 +82,3 @@ def inverted_residual(net, x, stride, dilation, is_first):
   y = functional.relu6(net.norm('norm_depthwise', y))
   y = net.norm('norm_project', net.conv('project', y))
   return y if is_first else x + y
-
-
-def to_torch(x):
-  """[N, H, W, C] -> [N, C, H, W]."""
-  return torch.tensor(np.array(x, np.float32)).permute(0, 3, 1, 2)
-
-
-def to_numpy(x):
-  """[N, C, H, W] -> [N, H, W, C]."""
-  return x.permute(0, 2, 3, 1).numpy()
