@@ -4,8 +4,6 @@ Grandvalet and Bengio, Semi-supervised Learning by Entropy Minimization
 (NeurIPS 2004): the supervised loss plus lambda times the mean entropy of the
 predictions on unlabelled data. The weight climbs, since the
 entropy of an untrained network points nowhere.
-
-Labelled and unlabelled images go through the network as one batch.
 """
 
 from typing import Any
@@ -74,8 +72,9 @@ def make(
 
     def loss_fn(params):
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], images, segmenting.step_key(state)
-      )
+        seg, params, state.extra['seg'], images, segmenting.step_key(state),
+        split=(n,),
+      )  # fmt: skip
       total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
       terms['entropy'] = entropy.uncertainty(logits[n:], kind)
       return total + weight * climbed * terms['entropy'], (stats, terms)

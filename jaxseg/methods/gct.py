@@ -80,10 +80,10 @@ def make(
   labelled images, and leaves the segmenters alone. All three see the parameters
   of before the step.
 
-  Labelled and unlabelled images go through each network as one batch; the
-  detector takes one model's predictions at a time, always with the statistics
-  of that batch. The segmenters differ in their initial weights: in all of them,
-  or in the decoder's alone when `net.weights` fills the encoder.
+  The detector takes one model's predictions at a time, of labelled and
+  unlabelled images together, always with the statistics of that batch. The
+  segmenters differ in their initial weights: in all of them, or in the
+  decoder's alone when `net.weights` fills the encoder.
 
   Args:
     num_classes: K.
@@ -144,7 +144,7 @@ def make(
       for i, name in enumerate(MODELS):
         logits, stats[name] = segmenting.train_logits(
           seg, params[name], state.extra[name], images,
-          jax.random.fold_in(key, i),
+          jax.random.fold_in(key, i), split=(label.shape[0],),
         )  # fmt: skip
         supervised, found = segmentation.supervised(
           logits[: label.shape[0]], label, loss

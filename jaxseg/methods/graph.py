@@ -8,8 +8,6 @@ to have alike class probabilities on a coarse grid, others unlike ones. Of
 pixels: the contrast-weighted pairs of Boykov and Jolly (ICCV 2001), relaxed;
 see `jaxseg.losses.graph`. Its quadratic form is content with undecided pixels,
 so an entropy term goes with it.
-
-Labelled and unlabelled images go through the network as one batch.
 """
 
 from typing import Any, NamedTuple
@@ -97,13 +95,13 @@ def make(
     del previous
     return segmenting.start(seg, rng)
 
-  def forward(state, params, images):
+  def forward(state, params, images, split):
     key = segmenting.step_key(state)
     features, stats = segmenting.train_encode(
-      seg, params, state.extra['seg'], images, key
+      seg, params, state.extra['seg'], images, key, split
     )
     logits, stats = segmenting.train_decode(
-      seg, params, stats, features, images.shape[1:3], key
+      seg, params, stats, features, images.shape[1:3], key, split
     )
     return features.maps[-1].mean((1, 2)), logits, stats
 
@@ -116,7 +114,7 @@ def make(
     climbed = segmenting.ramp_up(state.step, ramp_up * total_steps)
 
     def loss_fn(params):
-      features, logits, stats = forward(state, params, images)
+      features, logits, stats = forward(state, params, images, (n,))
       total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
       extra, more = 0.0, {}
       if image.weight:

@@ -54,12 +54,11 @@ def make(
   softmaxes, over classes and pixels. Void pixels of labelled images carry no
   label, but agree like unlabelled ones.
 
-  The student sees labelled and unlabelled images as one batch. With `cutmix`
-  unlabelled images show the box of their neighbour in the batch (`views` 1 or
-  more in config.data.strong; its colours are not used), the targets too; the
-  loss is then the sum over classes and is multiplied by the fraction of
-  confident pixels. As published: weight 1, ramp_up 0, cutmix_probability 1 and
-  cutmix_area (0.5, 0.5).
+  With `cutmix` unlabelled images show the box of their neighbour in the batch
+  (`views` 1 or more in config.data.strong; its colours are not used), the
+  targets too; the loss is then the sum over classes and is multiplied by the
+  fraction of confident pixels. As published: weight 1, ramp_up 0,
+  cutmix_probability 1 and cutmix_area (0.5, 0.5).
 
   Args:
     num_classes: K.
@@ -87,12 +86,12 @@ def make(
     del previous
     return segmenting.start(seg, rng)
 
-  def teach(teacher, images, rng):
+  def teach(teacher, images, rng, split):
     """(Logits, batch statistics afterwards)."""
     if average_statistics:
       return segmenting.logits(seg, teacher, images), teacher['batch_stats']
     return segmenting.train_logits(
-      seg, teacher['params'], teacher['batch_stats'], images, rng
+      seg, teacher['params'], teacher['batch_stats'], images, rng, split
     )
 
   def current_weight(step):
@@ -119,7 +118,9 @@ def make(
   def train_step(state, batch):
     rngs = jax.random.split(segmenting.step_key(state), 3)
     images, taught, boxes = perturb(batch, rngs[0])
-    target, teacher_stats = teach(state.ema['seg'], taught, rngs[1])
+    n = batch['label'].shape[0]
+    split = (n,) if len(taught) > batch['unlabelled'].shape[0] else ()
+    target, teacher_stats = teach(state.ema['seg'], taught, rngs[1], split)
     now, extra = current_weight(state.step), {}
     factor = now
     if cutmix:
@@ -129,10 +130,9 @@ def make(
 
     def loss_fn(params):
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], images, rngs[2]
+        seg, params, state.extra['seg'], images, rngs[2], split=(n,)
       )
-      labelled = logits[: batch['label'].shape[0]]
-      total, terms = segmentation.supervised(labelled, batch['label'], loss)
+      total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
       distance = consistency.mean_square(
         logits[-target.shape[0] :], target, compared
       )

@@ -229,6 +229,7 @@ def train_logits(
   stats: PyTree,
   images: jax.Array,
   rng: jax.Array,
+  split: tuple[int, ...] = (),
 ) -> tuple[jax.Array, PyTree]:
   """Logits in training: batch statistics and dropout.
 
@@ -238,11 +239,15 @@ def train_logits(
     stats: its batch statistics, {} without batch norm.
     images: [N, H, W, C] in [-1, 1].
     rng: key of dropout.
+    split: where images of another kind begin, such as (the number of labelled
+      images,); batch normalisation sees each kind by itself, in turn, unless
+      `net.joint_norm`.
 
   Returns:
     (float32 logits [N, H, W, K], updated statistics).
   """
-  return _train(seg, params, stats, rng, '__call__', prepare(seg, images))
+  images = prepare(seg, images)
+  return _train(seg, params, stats, rng, split, '__call__', images)
 
 
 def train_encode(
@@ -251,9 +256,11 @@ def train_encode(
   stats: PyTree,
   images: jax.Array,
   rng: jax.Array,
+  split: tuple[int, ...] = (),
 ) -> tuple[Features, PyTree]:
   """The first half of `train_logits`: (features, updated statistics)."""
-  return _train(seg, params, stats, rng, 'encode', prepare(seg, images))
+  images = prepare(seg, images)
+  return _train(seg, params, stats, rng, split, 'encode', images)
 
 
 def train_decode(
@@ -263,12 +270,27 @@ def train_decode(
   features: Features,
   size: tuple[int, int],
   rng: jax.Array,
+  split: tuple[int, ...] = (),
 ) -> tuple[jax.Array, PyTree]:
   """The second half: (float32 logits [N, *size, K], updated statistics)."""
-  return _train(seg, params, stats, rng, 'decode', features, size)
+  return _train(seg, params, stats, rng, split, 'decode', features, size)
 
 
-def _train(seg, params, stats, rng, function, *args):
+def _train(seg, params, stats, rng, split, function, inputs, *args):
+  if not split or seg.settings.norm != 'batch' or seg.settings.joint_norm:
+    return _train_part(seg, params, stats, rng, function, inputs, *args)
+  found = []
+  for i, (start, end) in enumerate(
+    zip((0, *split), (*split, None), strict=True)
+  ):
+    part = jax.tree.map(lambda x: x[start:end], inputs)  # noqa: B023
+    key = jax.random.fold_in(rng, i)
+    part, stats = _train_part(seg, params, stats, key, function, part, *args)
+    found.append(part)
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found), stats
+
+
+def _train_part(seg, params, stats, rng, function, *args):
   found, updated = seg.net.apply(
     collections(params, stats),
     *args,

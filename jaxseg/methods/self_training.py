@@ -11,8 +11,7 @@ labels the images itself, anew in each step, and the weight of those labels
 climbs from 0.
 
 The teacher labels each image as moved by the augmentation, where ST++ moves
-labels that were stored once. Labelled and unlabelled images go through the
-network as one batch.
+labels that were stored once.
 """
 
 from typing import Any
@@ -129,7 +128,7 @@ def make(
 
     def loss_fn(params):
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], images, key
+        seg, params, state.extra['seg'], images, key, split=(n,)
       )
       total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
       labels = pseudo_label(logits[n:], threshold) if target is None else target

@@ -47,8 +47,10 @@ def make(
   the mean. As published: a cross entropy alone on labels (`loss.dice=0`), and
   predictions of the newest weights (`ema_half_life=0`).
 
-  Batch normalisation sees labelled and weak images together, in the decoder
-  with the perturbed features of both; then the strong views together.
+  Batch normalisation sees labelled images, weak images, in the decoder their
+  perturbed features, and all strong views, each by themselves. With
+  `net.joint_norm`, as published: labelled and weak images together, in the
+  decoder with the perturbed features of both; then the strong views.
 
   CutMix shows the neighbour in the batch, with the same prediction that
   teaches the neighbour itself. The published code predicts the shown images,
@@ -86,11 +88,13 @@ def make(
     n, m = len(batch['image']), len(batch['unlabelled'])
     images = jnp.concatenate([batch['image'], batch['unlabelled']])
     features, stats = segmenting.train_encode(
-      seg, params, stats, images, keys[0]
+      seg, params, stats, images, keys[0], split=(n,)
     )
+    split = (n,)
     if feature_weight:
       # Labelled images' perturbed features count in batch statistics alone.
-      first = 0 if net.norm == 'batch' else n
+      first = 0 if net.norm == 'batch' and net.joint_norm else n
+      split = (n, n + m)
       perturbed = drop_channels(
         keys[1], jax.tree.map(lambda x: x[first:], features), feature_dropout
       )
@@ -98,7 +102,7 @@ def make(
         lambda *parts: jnp.concatenate(parts), features, perturbed
       )
     logits, stats = segmenting.train_decode(
-      seg, params, stats, features, images.shape[1:3], keys[2]
+      seg, params, stats, features, images.shape[1:3], keys[2], split
     )
     return logits[:n], logits[n : n + m], logits[-m:], stats
 

@@ -31,7 +31,7 @@ READ = {
   'fcn': ('dropout', 'weights'),
   'segnet': ('weights',),
 }
-READ_BY_ALL = ('arch', 'width', 'norm', 'dtype')
+READ_BY_ALL = ('arch', 'width', 'norm', 'joint_norm', 'dtype')
 
 
 class Net(NamedTuple):
@@ -47,6 +47,9 @@ class Net(NamedTuple):
   backbone: str = 'resnet50'
   output_stride: int = 16  # DeepLab: 8 or 16
   norm: str = 'batch'  # 'group', 'batch', 'frozen'; FCN also 'none'
+  # Whether batch normalisation sees labelled and unlabelled images as one
+  # batch, as most published code does; False: each kind by itself.
+  joint_norm: bool = False
   dropout: float = 0.0  # where the network has it: .5 in FCN and DeepLab v3+
   dtype: str = 'float32'  # of the convolutions; 'bfloat16' on accelerators
   # ImageNet weights of the encoder: a local file, see jaxseg/nets/imagenet.py;

@@ -197,7 +197,8 @@ def test_noise(who):
 
 @pytest.mark.parametrize('averaged', (False, True))
 def test_batch_statistics_of_the_teacher(averaged):
-  net, state = NET._replace(norm='batch'), start('batch')
+  net = NET._replace(norm='batch', joint_norm=True)
+  state = start('batch')
   step = make(net, average_statistics=averaged, on_labelled=False, **SILENT)
   after, terms = quick_jit(step.train_step)(state, batch())
   teacher = after.ema['seg']['batch_stats']

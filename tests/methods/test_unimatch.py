@@ -182,9 +182,10 @@ def test_feature_perturbation_enters_the_gradient():
 
 def test_batch_statistics_are_of_both_passes():
   """Perturbed features that are not perturbed do not change them."""
-  after, _ = step(DEEPER)
-  data, before = batch(), start(DEEPER)
-  net = segmenters.build(DEEPER, K)
+  joint = DEEPER._replace(joint_norm=True)
+  after, _ = step(joint)
+  data, before = batch(), start(joint)
+  net = segmenters.build(joint, K)
   strong = np.stack(
     [
       numpy_cutmix(data['unlabelled_strong'][:, v], data['cutmix'][:, v])
