@@ -3,7 +3,8 @@
   python -m benchmarks.over_seeds --metric=miou runs/baselines/digits_*
 
 Prints a Markdown table: a row for each system, a column for each split, the
-mean over the workdirs and, from two on, the standard deviation.
+mean over the workdirs and, from two on, the standard deviation; a system that
+some of them lack says in how many it is.
 """
 
 import json
@@ -54,9 +55,11 @@ def table(values: Values) -> str:
     f'| | {" | ".join(splits)} |',
     '| --- |' + ' --: |' * len(splits),
   ]
+  runs = {system: max(map(len, by.values())) for system, by in values.items()}
   for system, by_split in values.items():
     cells = [cell(by_split.get(split, [])) for split in splits]
-    rows.append(f'| {system} | {" | ".join(cells)} |')
+    few = f' (in {runs[system]})' if runs[system] < max(runs.values()) else ''
+    rows.append(f'| {system}{few} | {" | ".join(cells)} |')
   return '\n'.join(rows)
 
 

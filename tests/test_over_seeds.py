@@ -44,7 +44,7 @@ def test_mean_and_spread(over_seeds, runs):
   assert lines[0] == '| | test | ood |'
   spread = f'{statistics.stdev([0.5, 0.75]):.3f}'[1:]
   assert lines[2] == f'| U-Net | .625 ± {spread} | .375 ± {spread} |'
-  assert lines[3] == '| GCT | .625 | .375 |'
+  assert lines[3] == '| GCT (in 1) | .625 | .375 |'
 
 
 def test_a_run_without_scores(over_seeds, runs, tmp_path):

@@ -15,7 +15,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import handover, segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.ops import components
 from jaxseg.optimizers import Optimizer
@@ -85,7 +85,7 @@ def make(
     if previous is None:
       return state
     copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-    teacher = segmenting.weights_of(previous, state.ema['seg'], 'bcp')
+    teacher = handover.weights_of(previous, state.ema['seg'], 'bcp')
     # Copies: the training loop gives away the buffers of a state it steps.
     return state.replace(
       params={'seg': copy(teacher['params'])},

@@ -24,7 +24,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import handover, segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -92,7 +92,7 @@ def make(
     if previous is None:
       return state
     copy = lambda: jax.tree.map(lambda x: jnp.array(x, copy=True), teacher)
-    teacher = segmenting.weights_of(previous, state.ema['seg'], 'self_training')
+    teacher = handover.weights_of(previous, state.ema['seg'], 'self_training')
     # Copies: the training loop gives away the buffers of a state it steps.
     state = state.replace(extra=state.extra | {'teacher': copy()})
     if not from_teacher:

@@ -5,7 +5,7 @@ import jax
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting
+from jaxseg.methods import handover, segmenting
 from jaxseg.methods.segmenting_checks import check  # noqa: F401
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -53,7 +53,7 @@ def make(
     state = segmenting.start(seg, rng)
     if previous is None:
       return state
-    ema = segmenting.parts_of(previous, state.ema['seg'], 'supervised')
+    ema = handover.parts_of(previous, state.ema['seg'], 'supervised')
     return state.replace(
       params={'seg': ema['params']},
       extra={'seg': ema['batch_stats']},

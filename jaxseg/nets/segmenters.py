@@ -26,9 +26,21 @@ DTYPES = ('float32', 'bfloat16')
 # The settings that not every network has, by the first part of its name.
 READ = {
   'unet': ('depth', 'up', 'dropout'),
-  'deeplab_v2': ('backbone', 'output_stride', 'weights'),
-  'deeplab_v3plus': ('backbone', 'output_stride', 'dropout', 'weights'),
-  'fcn': ('dropout', 'weights'),
+  'deeplab_v2': (
+    'backbone',
+    'output_stride',
+    'align_corners',
+    'published_aspp_bug',
+    'weights',
+  ),
+  'deeplab_v3plus': (
+    'backbone',
+    'output_stride',
+    'align_corners',
+    'dropout',
+    'weights',
+  ),
+  'fcn': ('faithful_padding', 'dropout', 'weights'),
   'segnet': ('weights',),
 }
 READ_BY_ALL = ('arch', 'width', 'norm', 'joint_norm', 'dtype')
@@ -46,6 +58,12 @@ class Net(NamedTuple):
   # DeepLab: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2'
   backbone: str = 'resnet50'
   output_stride: int = 16  # DeepLab: 8 or 16
+  # As published code does otherwise. DeepLab: maps are enlarged with the corner
+  # pixels' centres in place. DeepLab v2: dilations 6 and 12 alone, as AdvSSL
+  # and GCT were published. FCN: 100 zeros around the image.
+  align_corners: bool = False
+  published_aspp_bug: bool = False
+  faithful_padding: bool = False
   norm: str = 'batch'  # 'group', 'batch', 'frozen'; FCN also 'none'
   # Whether batch normalisation sees labelled and unlabelled images as one
   # batch, as most published code does; False: each kind by itself.
@@ -78,10 +96,18 @@ def build(net: Net, num_classes: int, where: str = 'net') -> nn.Module:
     return segnet.SegNet(num_classes, **common)
   if net.arch.startswith('fcn'):
     stride = int(net.arch.removeprefix('fcn').removesuffix('s'))
-    return fcn.FCN(num_classes, stride=stride, dropout=net.dropout, **common)
-  common |= dict(backbone=net.backbone, output_stride=net.output_stride)
+    return fcn.FCN(
+      num_classes, stride=stride, dropout=net.dropout,
+      faithful_padding=net.faithful_padding, **common,
+    )  # fmt: skip
+  common |= dict(
+    backbone=net.backbone, output_stride=net.output_stride,
+    align_corners=net.align_corners,
+  )  # fmt: skip
   if net.arch == 'deeplab_v2':
-    return deeplab.DeepLabV2(num_classes, **common)
+    return deeplab.DeepLabV2(
+      num_classes, published_aspp_bug=net.published_aspp_bug, **common
+    )
   return deeplab.DeepLabV3Plus(num_classes, dropout=net.dropout, **common)
 
 

@@ -144,7 +144,10 @@ def statistics_table(statistics: Statistics, names: Sequence[str]) -> str:
           f' {i:3}  {name:{width}}  {100 * pixels[i]:6.2f}%  '
           f'{100 * images[i]:6.1f}%  {weight}'.rstrip()
         )
-    lines.append('weight: median-frequency weights, for loss.class_weights')
+    lines.append(
+      'weight: median-frequency weights of all these labels, for '
+      'loss.class_weights'
+    )
   return '\n'.join(lines)
 
 

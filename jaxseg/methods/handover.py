@@ -1,0 +1,93 @@
+"""What a stage that trains a segmenter takes from the stage before it."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg.errors import UserError
+from jaxseg.method import PyTree, TrainState
+
+
+def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
+  """Takes from `previous` all arrays of the same place and shape.
+
+  Args:
+    fresh: a tree of dicts of arrays.
+    previous: another, of a network that may differ in parts.
+
+  Returns:
+    like `fresh`; FCN-16s so starts from FCN-32s (Long et al. 2015, 4.1).
+  """
+  if not isinstance(fresh, dict):
+    same = getattr(previous, 'shape', None) == fresh.shape
+    # A copy: the loop gives away the buffers of a state that it steps.
+    return jnp.array(previous, copy=True) if same else fresh
+  if not isinstance(previous, dict):
+    return fresh
+  return {k: transfer(v, previous.get(k)) for k, v in fresh.items()}
+
+
+def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
+  """The averaged weights of an earlier stage, {'params', 'batch_stats'}.
+
+  Args:
+    previous: its final state.
+    like: weights of the shapes that are needed.
+    method_name: of the stage that needs them, for messages.
+
+  Raises:
+    UserError: that stage trained no segmenter, or one of other shapes.
+  """
+  averaged = averaged_of(previous, method_name)
+  found, wanted = _shapes(averaged), _shapes(like)
+  for name in sorted(found.keys() | wanted.keys()):
+    if found.get(name) != wanted.get(name):
+      raise UserError(
+        f'init_from of a {method_name} stage names one with another network: '
+        f'{name} is {found.get(name, "missing")} there and '
+        f'{wanted.get(name, "missing")} here; give both stages the same '
+        'args.net.'
+      )
+  return averaged
+
+
+def averaged_of(previous: TrainState, method_name: str) -> PyTree:
+  """As `weights_of`, of whatever shapes."""
+  if 'seg' not in previous.ema:
+    raise UserError(
+      f'init_from of a {method_name} stage names one that trained no segmenter '
+      f'(its networks: {", ".join(sorted(previous.params))}), '
+      "expected one such as 'supervised'."
+    )
+  return previous.ema['seg']
+
+
+def parts_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
+  """`like`, with what it has in common with an earlier stage; see `transfer`.
+
+  Args:
+    previous: its final state.
+    like: fresh weights, {'params', 'batch_stats'}.
+    method_name: of the stage that needs them, for messages.
+
+  Raises:
+    UserError: that stage trained no segmenter, or one in whose encoder no
+      kernel has a place here.
+  """
+  averaged = averaged_of(previous, method_name)
+  here, there = (
+    _shapes(tree['params']['encoder']) for tree in (like, averaged)
+  )
+  if not any(len(s) == 4 and s == there.get(name) for name, s in here.items()):
+    raise UserError(
+      f'init_from of a {method_name} stage names one with another network, '
+      "nothing of whose encoder fits; set it to '', or give both stages the "
+      'same args.net.'
+    )
+  return transfer(like, averaged)
+
+
+def _shapes(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
