@@ -147,14 +147,7 @@ def make(
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, ema_decay)
     return state.replace(step=state.step + 1), terms
 
-  predict = segmenting.predict(seg)
-  return Method(
-    init,
-    train_step,
-    predict,
-    pictures=segmenting.pictures(predict),
-    pretrained=segmenting.pretrained(seg),
-  )
+  return segmenting.as_method(seg, init, train_step)
 
 
 def random_box(key: jax.Array, side: int, part: float) -> jax.Array:

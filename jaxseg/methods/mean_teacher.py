@@ -147,14 +147,7 @@ def make(
       state = state.replace(ema=state.ema | {'seg': teacher})
     return state.replace(step=state.step + 1), terms
 
-  predict = segmenting.predict(seg)
-  return Method(
-    init,
-    train_step,
-    predict,
-    pictures=segmenting.pictures(predict),
-    pretrained=segmenting.pretrained(seg),
-  )
+  return segmenting.as_method(seg, init, train_step)
 
 
 def check(where: str, fields: Any, data: Any) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg import method, optimizers
-from jaxseg.method import Prediction, PyTree, TrainState
+from jaxseg.method import Method, Prediction, PyTree, TrainState
 from jaxseg.nets import imagenet, segmenters
 from jaxseg.nets.layers import Features
 
@@ -301,3 +301,19 @@ def pictures(
     }
 
   return run
+
+
+def as_method(
+  seg: Segmenter,
+  init: Callable[..., TrainState],
+  train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+) -> Method:
+  """The `Method` that trains network 'seg', predicts with it and shows it."""
+  run = predict(seg)
+  return Method(
+    init,
+    train_step,
+    run,
+    pictures=pictures(run),
+    pretrained=pretrained(seg),
+  )

@@ -148,14 +148,8 @@ def make(
     # The teacher's weights are better than ImageNet's.
     return fill(state, previous if from_teacher else None)
 
-  predict = segmenting.predict(seg)
-  return Method(
-    init,
-    train_step,
-    predict,
-    pictures=segmenting.pictures(predict),
-    pretrained=fill and pretrained,
-  )
+  method = segmenting.as_method(seg, init, train_step)
+  return method._replace(pretrained=fill and pretrained)
 
 
 def pseudo_label(logits: jax.Array, threshold: float) -> jax.Array:

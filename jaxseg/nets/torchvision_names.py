@@ -7,14 +7,10 @@ et al. 2018 (MobileNetV2), in torchvision's form.
 from collections.abc import Iterator
 
 from jaxseg.nets import lpips
+from jaxseg.nets.resnet import DEPTHS
 
 # Residual blocks of each stage.
-RESNETS = {
-  'resnet18': (2, 2, 2, 2),
-  'resnet34': (3, 4, 6, 3),
-  'resnet50': (3, 4, 6, 3),
-  'resnet101': (3, 4, 23, 3),
-}
+RESNETS = {f'resnet{depth}': blocks for depth, blocks in DEPTHS.items()}
 BACKBONES = (*RESNETS, 'vgg16', 'vgg16_bn', 'mobilenet_v2')
 
 
