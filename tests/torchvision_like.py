@@ -115,14 +115,17 @@ def conv_norm(inputs, out, k=1, stride=1, groups=1):
 class InvertedResidual(nn.Module):
   """MobileNetV2's block."""
 
-  def __init__(self, inputs: int, out: int, stride: int, expand: int):
+  def __init__(
+    self, inputs: int, out: int, stride: int, expand: int, residual: bool
+  ):
     super().__init__()
     hidden = inputs * expand
     layers = [conv_norm(inputs, hidden)] if expand > 1 else []
     layers.append(conv_norm(hidden, hidden, 3, stride, groups=hidden))
     layers += [nn.Conv2d(hidden, out, 1, bias=False), nn.BatchNorm2d(out)]
     self.conv = nn.Sequential(*layers)
-    self.residual = stride == 1 and inputs == out
+    # In a narrow network the first of a stage may keep its channels, too.
+    self.residual = residual
 
   def forward(self, x):
     return x + self.conv(x) if self.residual else self.conv(x)
@@ -145,7 +148,9 @@ class MobileNetV2(nn.Module):
     for expand, out, blocks, stride in self.TABLE:
       for i in range(blocks):
         layers.append(
-          InvertedResidual(inputs, channels(out), 1 if i else stride, expand)
+          InvertedResidual(
+            inputs, channels(out), 1 if i else stride, expand, i > 0
+          )
         )
         inputs = channels(out)
     layers.append(conv_norm(inputs, channels(1280)))
