@@ -232,6 +232,26 @@ def _check_same_input(config: ConfigDict, name: str) -> None:
       'that began with ImageNet weights expect images standardised as there; '
       'set both or neither.'
     )
+  if not (here and there):
+    return
+  if here.norm == 'frozen' and there.norm not in ('batch', 'frozen'):
+    raise UserError(
+      f"config.{name}.args.net.norm is 'frozen', but config.{source}.args.net."
+      f"norm is {there.norm!r}, which leaves no statistics; set it to 'batch'."
+    )
+  if config[name].method not in ('self_training', 'bcp'):
+    return
+  # What the teacher learned with it must label with; shapes do not tell.
+  alike = lambda field, value: (
+    'batch' if (field, value) == ('norm', 'frozen') else value
+  )
+  for field in set(here) - {'dtype', 'dropout', 'joint_norm', 'weights'}:
+    if alike(field, here[field]) != alike(field, there[field]):
+      raise UserError(
+        f'config.{name}.args.net.{field} is {here[field]!r}, but that of its '
+        f'teacher, config.{source}.args.net.{field}, is {there[field]!r}; give '
+        'both stages the same args.net.'
+      )
 
 
 def check_data(data: ConfigDict) -> None:

@@ -163,7 +163,7 @@ def _skin_lesion(c):
 def _liver(c):
   c.data.resolution, c.data.channels = 256, 1
   c.data.num_labelled, c.data.labelled_by = 8, 'group'
-  c.data.fit = 'pad'
+  c.data.fit = 'pad'  # slices are mostly square
   c.data.augment.scale, c.data.augment.rotate = 0.1, 10.0
   return Preset(c, 20_000, 8, 8, _UNET, _ADAMW, one_piece=True)
 
@@ -204,7 +204,8 @@ def _celeba_mask_hq(c):
 def _photographs(c, labels):
   c.data.resolution, c.data.channels = 512, 3
   c.data.num_labelled = labels
-  c.data.fit = 'pad'
+  # Not 'pad': the border of an unlabelled image would count as content.
+  c.data.fit = 'squeeze'
   c.data.augment.flip = True
   c.data.augment.scale = 0.5
   c.data.cache = False

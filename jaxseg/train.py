@@ -164,17 +164,24 @@ def check_weights(config: ConfigDict, workdir: str) -> None:
   for stage in config.stages:
     folder = workdirs.checkpoint_folder(workdir, stage)
     begun = folder.is_dir() and any(folder.iterdir())
-    if not begun and not config[stage].init_from:
-      segmenting_checks.check_weights(config[stage])
+    fields = config[stage]
+    # A student that does not start from its teacher reads its own.
+    continues = fields.init_from and fields.args.get('from_teacher', True)
+    if not begun and not continues:
+      segmenting_checks.check_weights(fields)
 
 
 def check_transfers(config: ConfigDict, num_classes: int) -> None:
   """Lets segmenters start from an earlier stage, without computing anything.
 
   Raises:
-    UserError: that stage has no such network.
+    UserError: that stage has no such network, or a stage's class weights are
+      of another number of classes.
   """
   for stage in config.stages:
+    segmenting_checks.check_classes(
+      f'config.{stage}', config[stage], num_classes
+    )
     if config[stage].init_from and 'net' in config[stage].args:
       workdirs.abstract_state(config, stage, num_classes)
 

@@ -175,11 +175,7 @@ def check(where: str, fields: Any, data: Any) -> None:
         f'config.data.strong.{field} is 0, but {where}.args.cutmix needs the '
         f'boxes of strong views; set config.data.strong.{field}=1.'
       )
-  if fields.unlabelled_batch_size < 2:
-    raise UserError(
-      f'{where}.unlabelled_batch_size is 1, must be at least 2 with '
-      f'{where}.args.cutmix: boxes show another image of the batch.'
-    )
+  segmenting_checks.check_boxes(where, fields, f'{where}.args.cutmix')
 
 
 def _check_numbers(prefix, ema_decay, start, ramp_up, compared, confidence):

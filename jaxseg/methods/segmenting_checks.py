@@ -1,6 +1,10 @@
 """What a stage that trains a segmenter is refused for, before it starts."""
 
+import math
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxseg import optimizers, writers
 from jaxseg.errors import UserError
@@ -31,8 +35,13 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
     if name != 'weights':  # refused below
       writers.say(
         f'{where}.args.net.{name}={getattr(net, name)!r} has no effect: '
-        f'{net.arch} does not have it.'
+        f'{net.arch} with norm {net.norm!r} does not have it.'
       )
+  if net.joint_norm and fields.method in ('supervised', 'adv_ssl', 'bcp'):
+    writers.say(
+      f'{where}.args.net.joint_norm=True has no effect: {fields.method} never '
+      'has labelled and unlabelled images in one batch, or always.'
+    )
   side = 2**net.depth
   if net.arch == 'unet' and data.resolution % side:
     raise UserError(
@@ -49,17 +58,96 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
   optimizers.make(
     optimizers.Optimizer(**fields.args.optimizer), 1, f'{where}.args.optimizer'
   )
-  if net.norm == 'frozen' and not net.weights and not fields.init_from:
-    raise UserError(
-      f"{where}.args.net.norm is 'frozen', but a network that starts from "
-      'nothing has the statistics of no images; give '
-      f"{where}.args.net.weights, or set it to 'batch'."
-    )
+  _check_statistics(where, fields, data, net)
+  _check_class_weights(where, fields.args.loss.class_weights)
   if data.strong.views < strong_views:
     raise UserError(
       f'config.data.strong.views is {data.strong.views}, but '
       f'{where} ({fields.method}) compares {strong_views} strong views of each '
       f'unlabelled image; set it to {strong_views}.'
+    )
+
+
+def _check_statistics(where, fields, data, net):
+  """Refuses normalisation whose statistics would be of nothing."""
+  # A student that does not start from its teacher starts from nothing.
+  continues = fields.init_from and fields.args.get('from_teacher', True)
+  if net.norm == 'frozen' and not continues:
+    if not net.weights:
+      raise UserError(
+        f"{where}.args.net.norm is 'frozen', but a network that starts from "
+        'nothing has the statistics of no images; give '
+        f"{where}.args.net.weights, or set it to 'batch'."
+      )
+    if net.arch in ('deeplab_v3plus', 'segnet'):
+      raise UserError(
+        f"{where}.args.net.norm is 'frozen', but ImageNet weights have no "
+        f"statistics for the decoder of {net.arch}; set it to 'batch'."
+      )
+  one_pixel = net.arch == 'deeplab_v3plus' or (
+    net.arch == 'unet' and 2**net.depth == data.resolution
+  )
+  if net.norm != 'batch' or not one_pixel:
+    return
+  sizes = [n for n in (fields.batch_size, fields.unlabelled_batch_size) if n]
+  least = sum(sizes) if net.joint_norm else min(sizes)
+  if fields.method == 'bcp' and not fields.args.pretrain:
+    least = fields.batch_size // 2
+  if least < 2:
+    raise UserError(
+      f'{where} gives batch normalisation one image at a time (batch_size '
+      f'{fields.batch_size}, unlabelled_batch_size '
+      f'{fields.unlabelled_batch_size}), but {net.arch} has a map of one '
+      'pixel, which then has no variance; set both higher, or '
+      "args.net.norm='group'."
+    )
+
+
+def _check_class_weights(where, weights):
+  numbers = all(isinstance(w, int | float) for w in weights)
+  if weights and not (
+    numbers and all(0 <= w < math.inf for w in weights) and sum(weights) > 0
+  ):
+    raise UserError(
+      f'{where}.args.loss.class_weights is {tuple(weights)!r}, must be numbers '
+      'of 0 or more, not all 0.'
+    )
+
+
+def check_classes(where: str, fields: Any, num_classes: int) -> None:
+  """Refuses class weights of another number of classes.
+
+  Args:
+    where: 'config.STAGE'.
+    fields: its fields, of any method.
+    num_classes: K.
+
+  Raises:
+    UserError: names the field.
+  """
+  weights = fields.args.loss.class_weights if 'loss' in fields.args else ()
+  if weights and len(weights) != num_classes:
+    raise UserError(
+      f'{where}.args.loss.class_weights is {len(weights)} numbers, must be '
+      f'{num_classes}, one for each class.'
+    )
+
+
+def check_boxes(where: str, fields: Any, field: str) -> None:
+  """Refuses CutMix of single images.
+
+  Args:
+    where: 'config.STAGE'.
+    fields: its fields.
+    field: what asks for boxes, for the message.
+
+  Raises:
+    UserError: `unlabelled_batch_size` is below 2.
+  """
+  if fields.unlabelled_batch_size < 2:
+    raise UserError(
+      f'{where}.unlabelled_batch_size is 1, must be at least 2 with {field}: '
+      'boxes show another image of the batch.'
     )
 
 
@@ -77,7 +165,10 @@ def check_weights(fields: Any) -> None:
   settings = fields.args.get('net')
   if settings and settings.weights:
     net = segmenters.Net(**settings)
-    imagenet.load(net.weights, segmenters.imagenet_backbone(net))
+    module, images = segmenters.build(net, 2), jnp.zeros((1, 64, 64, 3))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    backbone = segmenters.imagenet_backbone(net)
+    imagenet.fill({'batch_stats': {}, **shapes}, net.weights, backbone)
 
 
 def check_semi_supervised(

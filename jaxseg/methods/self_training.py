@@ -236,11 +236,7 @@ def check(where: str, fields: Any, data: Any) -> None:
       f"config.data.strong.views is 0, but {where}.args.box 'cutmix' is of "
       'strong views; set config.data.strong.views=1.'
     )
-  if fields.unlabelled_batch_size < 2:
-    raise UserError(
-      f'{where}.unlabelled_batch_size is 1, must be at least 2 with '
-      f"{where}.args.box 'cutmix', which shows another image of the batch."
-    )
+  segmenting_checks.check_boxes(where, fields, f"{where}.args.box 'cutmix'")
 
 
 def _refuse(where, threshold, box, start, end):

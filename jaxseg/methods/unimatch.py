@@ -213,6 +213,9 @@ def check(where: str, fields: Any, data: Any) -> None:
   """
   args = fields.args
   segmenting_checks.check_semi_supervised(where, fields, data, args.views)
+  if data.strong.cutmix_probability:
+    field = 'config.data.strong.cutmix_probability'
+    segmenting_checks.check_boxes(where, fields, field)
   _check_numbers(
     f'{where}.args.', args.views, args.confidence, args.feature_weight,
     args.feature_dropout,

@@ -92,9 +92,13 @@ def fill(variables: dict[str, Any], path: str, backbone: str) -> dict[str, Any]:
     for name in flat
     if name.startswith('params/encoder/') and name.endswith('/kernel')
   }
+  has_statistics = any(n.startswith('batch_stats/encoder/') for n in flat)
   for name, weight in _find(path, backbone).items():
     collection, layer, *_ = name.split('/')
     name = name.replace('/', '/encoder/', 1)
+    is_norm = f'{name.rpartition("/")[0]}/scale' in flat
+    if is_norm and not has_statistics:  # group norm's have the same places
+      continue
     is_classifier = layer in ('fc6', 'fc7')
     if name not in flat:
       continue

@@ -43,7 +43,7 @@ READ = {
   'fcn': ('faithful_padding', 'dropout', 'weights'),
   'segnet': ('weights',),
 }
-READ_BY_ALL = ('arch', 'width', 'norm', 'joint_norm', 'dtype')
+READ_BY_ALL = ('arch', 'width', 'norm', 'dtype')
 
 
 class Net(NamedTuple):
@@ -140,6 +140,8 @@ def unread(net: Net) -> tuple[str, ...]:
   """
   name = 'fcn' if net.arch.startswith('fcn') else net.arch
   read = READ_BY_ALL + READ[name]
+  if net.norm == 'batch':
+    read += ('joint_norm',)
   return tuple(
     field
     for field, default in Net._field_defaults.items()

@@ -181,6 +181,8 @@ def test_group_norm_keeps_its_own(torch, peers, tmp_path):
   encoder = filled['params']['encoder']
   weight = peers('vgg16_bn').features[3].weight.detach().numpy()
   assert_array_equal(encoder['conv1']['kernel'], weight.transpose(2, 3, 1, 0))
+  assert_array_equal(encoder['norm1']['scale'], 0.5)  # as it was
+  assert_array_equal(encoder['norm1']['bias'], 0.5)
   assert filled['batch_stats'] == {}
 
 
