@@ -405,8 +405,9 @@ def test_learns_from_few_pixels():
 
 def fields(**changes):
   args = dict(
-    net=Net()._asdict(), optimizer=Optimizer()._asdict(), mode='gct',
-    predict_with='l', detector=gct.Detector()._asdict(), xi=0.6, dc_ramp_up=0.1,
+    net=Net()._asdict(), loss=Loss()._asdict(),
+    optimizer=Optimizer()._asdict(), mode='gct', predict_with='l',
+    detector=gct.Detector()._asdict(), xi=0.6, dc_ramp_up=0.1,
   )  # fmt: skip
   args['detector'] |= changes.pop('detector', {})
   stage = ml_collections.ConfigDict(
