@@ -84,13 +84,12 @@ def make(
     state = segmenting.start(seg, rng)
     if previous is None:
       return state
-    copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
     teacher = handover.weights_of(previous, state.ema['seg'], 'bcp')
-    # Copies: the training loop gives away the buffers of a state it steps.
+    student = handover.copied(teacher)
     return state.replace(
-      params={'seg': copy(teacher['params'])},
-      extra={'seg': copy(teacher['batch_stats'])},
-      ema={'seg': copy(teacher)},
+      params={'seg': student['params']},
+      extra={'seg': student['batch_stats']},
+      ema={'seg': handover.copied(teacher)},
     )
 
   def teach(state, images, key):

@@ -7,6 +7,11 @@ from jaxseg.errors import UserError
 from jaxseg.method import PyTree, TrainState
 
 
+def copied(tree: PyTree) -> PyTree:
+  """The same in buffers of its own: the loop gives away those of its state."""
+  return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
 def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
   """Takes from `previous` all arrays of the same place and shape.
 
@@ -19,8 +24,7 @@ def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
   """
   if not isinstance(fresh, dict):
     same = getattr(previous, 'shape', None) == fresh.shape
-    # A copy: the loop gives away the buffers of a state that it steps.
-    return jnp.array(previous, copy=True) if same else fresh
+    return copied(previous) if same else fresh
   if not isinstance(previous, dict):
     return fresh
   return {k: transfer(v, previous.get(k)) for k, v in fresh.items()}

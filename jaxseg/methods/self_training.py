@@ -91,17 +91,16 @@ def make(
     state = segmenting.start(seg, rng)
     if previous is None:
       return state
-    copy = lambda: jax.tree.map(lambda x: jnp.array(x, copy=True), teacher)
     teacher = handover.weights_of(previous, state.ema['seg'], 'self_training')
-    # Copies: the training loop gives away the buffers of a state it steps.
-    state = state.replace(extra=state.extra | {'teacher': copy()})
+    extra = state.extra | {'teacher': handover.copied(teacher)}
+    state = state.replace(extra=extra)
     if not from_teacher:
       return state
-    student = copy()
+    student = handover.copied(teacher)
     return state.replace(
       params={'seg': student['params']},
-      extra=state.extra | {'seg': student['batch_stats']},
-      ema={'seg': copy()},
+      extra=extra | {'seg': student['batch_stats']},
+      ema={'seg': handover.copied(teacher)},
     )
 
   def train_step(state, batch):
