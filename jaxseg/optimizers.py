@@ -16,7 +16,7 @@ import optax
 from jaxseg.errors import UserError
 
 OPTIMIZERS = ('adamw', 'adam', 'sgd')
-SCHEDULES = ('cosine', 'poly', 'constant')
+SCHEDULES = ('cosine', 'poly', 'linear', 'constant')
 
 
 class Optimizer(NamedTuple):
@@ -24,10 +24,17 @@ class Optimizer(NamedTuple):
 
   name: str = 'adamw'  # 'adamw', 'adam' (L2 in the gradient), 'sgd'
   lr: float = 1e-3  # the highest learning rate
-  schedule: str = 'cosine'  # to zero at the last step; 'poly' or 'constant'
+  # To zero at the last step; or 'poly', 'linear', 'constant'.
+  schedule: str = 'cosine'
   power: float = 0.9  # of 'poly': (1 - step / steps)**power
+  hold: float = 0.0  # of 'linear': fraction of the steps before it falls
+  # The curve changes only every so many steps, such as those of an epoch; the
+  # warm-up at each.
+  period: int = 1
   warmup: float = 0.0  # fraction of the steps that climb from zero
   weight_decay: float = 1e-4
+  b1: float = 0.9  # of 'adam' and 'adamw': decay of the mean gradient
+  b2: float = 0.999  # and of its mean square
   momentum: float = 0.9  # of 'sgd'
   nesterov: bool = False  # of 'sgd'
   head_factor: float = 1.0  # lr factor of all parameters but the encoder's
@@ -52,15 +59,18 @@ def make(
       raise UserError(
         f'{where}.{field} is {value!r}, must be one of {", ".join(allowed)}.'
       )
-  for field in ('warmup', 'momentum'):
+  for field in ('warmup', 'momentum', 'hold', 'b1', 'b2'):
     value = getattr(settings, field)
     if not 0 <= value < 1:
       raise UserError(f'{where}.{field} is {value}, must be from 0 to below 1.')
+  if settings.period < 1:
+    raise UserError(f'{where}.period is {settings.period}, must be at least 1.')
   lr, decay = schedule(settings, total_steps), settings.weight_decay
+  adam = optax.scale_by_adam(settings.b1, settings.b2)
   if settings.name == 'adamw':
-    steps = [optax.scale_by_adam(), optax.add_decayed_weights(decay)]
+    steps = [adam, optax.add_decayed_weights(decay)]
   elif settings.name == 'adam':
-    steps = [optax.add_decayed_weights(decay), optax.scale_by_adam()]
+    steps = [optax.add_decayed_weights(decay), adam]
   else:
     momentum = optax.trace(settings.momentum, settings.nesterov)
     steps = [optax.add_decayed_weights(decay), momentum]
@@ -70,15 +80,28 @@ def make(
 
 
 def schedule(settings: Optimizer, total_steps: int) -> optax.Schedule:
-  """Returns finished steps -> learning rate."""
+  """Finished steps -> learning rate.
+
+  Args:
+    settings: see `Optimizer`. The published schedule of CycleGAN, 1 - max(0,
+      epoch - 100) / 300 over 400 epochs, is 'linear' with `hold` .25 and the
+      length of an epoch as `period`.
+    total_steps: steps of the warm-up and the curve.
+  """
   warmup = round(settings.warmup * total_steps)
   steps = max(1, total_steps - warmup)
   if settings.schedule == 'cosine':
     curve = optax.cosine_decay_schedule(settings.lr, steps)
   elif settings.schedule == 'poly':
     curve = optax.polynomial_schedule(settings.lr, 0.0, settings.power, steps)
+  elif settings.schedule == 'linear':
+    hold = round(settings.hold * steps)
+    curve = optax.linear_schedule(settings.lr, 0.0, steps - hold, hold)
   else:
     curve = optax.constant_schedule(settings.lr)
+  if settings.period > 1:
+    each, length = curve, settings.period
+    curve = lambda step: each(step // length * length)
   if not warmup:
     return curve
   climb = optax.linear_schedule(settings.lr / warmup, settings.lr, warmup - 1)

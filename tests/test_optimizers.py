@@ -113,7 +113,9 @@ def quadratic_path(settings, steps=12):
 def test_optimizer_is_that_of_pytorch(settings, schedule):
   torch = pytest.importorskip('torch')
   steps, lr = 12, 0.01
-  settings = optimizers.Optimizer(lr=lr, schedule=schedule, **settings)
+  settings = optimizers.Optimizer(
+    lr=lr, schedule=schedule, hold=0.25, b1=0.5, b2=0.99, **settings
+  )
   encoder = torch.tensor([1.0, -2.0], requires_grad=True)
   decoder = torch.tensor([0.5], requires_grad=True)
   groups = [
@@ -127,10 +129,11 @@ def test_optimizer_is_that_of_pytorch(settings, schedule):
     )
   else:
     kind = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}
-    optimizer = kind[settings.name](groups, **common)
+    optimizer = kind[settings.name](groups, betas=(0.5, 0.99), **common)
   factor = {
     'constant': lambda i: 1.0,
     'poly': lambda i: (1 - i / steps) ** 0.9,
+    'linear': lambda i: 1 - max(0, i - 3) / 9,
     'cosine': lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)),
   }[schedule]
   scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,9 +1,12 @@
-"""D_m: the multi-scale patch discriminator of images with their labels.
+"""Discriminators: D_m of SemanticGAN, and those of CycleGAN.
 
-Sources: Wang et al., High-Resolution Image Synthesis with Conditional GANs
-(pix2pixHD, CVPR 2018), section 3.2; Miyato et al., Spectral Normalization
-(ICLR 2018), algorithm 1; Li et al. (CVPR 2021), section 3.1. D_r is in
-`stylegan2`.
+Sources of D_m, the multi-scale patch discriminator of images with their labels:
+Wang et al., High-Resolution Image Synthesis with Conditional GANs (pix2pixHD,
+CVPR 2018), section 3.2; Miyato et al., Spectral Normalization (ICLR 2018),
+algorithm 1; Li et al. (CVPR 2021), section 3.1. D_r is in `stylegan2`. Of
+`PixelDiscriminator` and `PatchGAN`: Isola et al., Image-to-Image Translation
+with Conditional Adversarial Networks (CVPR 2017), section 6.1.2; Mondal et al.,
+Revisiting CycleGAN for Semi-Supervised Segmentation (2019), section 3.
 """
 
 import flax.linen as nn
@@ -11,7 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.nets.layers import Conv, Dtype, uniform_fan_in
+from jaxseg.nets.layers import (
+  Conv,
+  Dtype,
+  instance_norm,
+  normal_around_one,
+  standardize,
+  uniform_fan_in,
+)
 from jaxseg.ops.conv import conv2d
 
 
@@ -57,14 +67,6 @@ class SpectralConv(nn.Module):
 
 def _unit(x):
   return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
-
-
-def instance_norm(x: jax.Array) -> jax.Array:
-  """Zero mean, unit variance for each image and channel; no parameters."""
-  y = x.astype(jnp.float32)
-  mean = y.mean((1, 2), keepdims=True)
-  variance = y.var((1, 2), keepdims=True)
-  return ((y - mean) * lax.rsqrt(variance + 1e-5)).astype(x.dtype)
 
 
 class PatchDiscriminator(nn.Module):
@@ -149,3 +151,138 @@ def halve(x: jax.Array) -> jax.Array:
 def scores(outputs: list[list[jax.Array]]) -> list[jax.Array]:
   """The patch scores of every scale out of D_m's outputs."""
   return [layers[-1] for layers in outputs]
+
+
+DISCRIMINATOR_NORMS = ('batch', 'instance', 'none')
+
+
+class BatchAtHand(nn.Module):
+  """Batch normalisation that keeps no statistics: it only ever trains."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """[N, H, W, C] -> the same shape and dtype; `valid` as `standardize`."""
+    shape = (x.shape[-1],)
+    scale = self.param('scale', normal_around_one, shape)
+    bias = self.param('bias', nn.initializers.zeros, shape)
+    y = standardize(x, (0, 1, 2), valid)
+    return (y * scale + bias).astype(x.dtype)
+
+
+def _normalize(x, norm, name, valid=None):
+  """Adds one of DISCRIMINATOR_NORMS to the compact module that calls this."""
+  if norm == 'batch':
+    return BatchAtHand(name=name)(x, valid)
+  if norm == 'instance':
+    return instance_norm(x, valid)
+  if norm == 'none':
+    return x
+  raise ValueError(
+    f'norm is {norm!r}, must be one of {", ".join(DISCRIMINATOR_NORMS)}'
+  )
+
+
+def _plain(features, kernel_size, stride, use_bias, dtype, name):
+  """A convolution of the CycleGAN discriminators, initialised as published."""
+  return Conv(
+    features, kernel_size, stride, padding=(kernel_size - 1) // 2, dtype=dtype,
+    use_bias=use_bias, kernel_init=nn.initializers.normal(0.02), name=name,
+  )  # fmt: skip
+
+
+class PixelDiscriminator(nn.Module):
+  """Scores each pixel by itself: three 1x1 convolutions, D_I and D_S.
+
+  Pixels know of each other through the statistics of the norm alone, which are
+  those of the batch (or image) at hand; nothing is stored, hence the only
+  collection is 'params'.
+
+  Attributes:
+    width: channels of the first layer; twice that in the second.
+    norm: after the second: 'batch' (the paper), 'instance' (its code) or
+      'none'. As published, no convolution has a bias after the first one with
+      'batch'.
+    dtype: dtype of the convolutions.
+  """
+
+  width: int = 64
+  norm: str = 'batch'
+  dtype: Dtype = 'float32'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Scores pixels.
+
+    Args:
+      x: [N, H, W, C]: images in [-1, 1], probabilities or one-hot labels.
+      valid: bool [N, H, W]; the scores of these pixels do not depend on what
+        the others are. None: all are valid.
+
+    Returns:
+      float32 [N, H, W, 1], high for real; also at pixels that are not valid.
+
+    Raises:
+      ValueError: a norm that there is not.
+    """
+    bias = self.norm != 'batch'
+    x = _plain(self.width, 1, 1, True, self.dtype, 'conv0')(x)
+    x = nn.leaky_relu(x, 0.2)
+    x = _plain(2 * self.width, 1, 1, bias, self.dtype, 'conv1')(x)
+    x = nn.leaky_relu(_normalize(x, self.norm, 'norm1', valid), 0.2)
+    x = _plain(1, 1, 1, bias, self.dtype, 'conv2')(x)
+    return x.astype(jnp.float32)
+
+
+class PatchGAN(nn.Module):
+  """Scores overlapping patches, of 70 x 70 pixels with 3 layers.
+
+  The statistics of the norm are those of the batch (or image) at hand; nothing
+  is stored, hence the only collection is 'params'.
+
+  Attributes:
+    width: channels of the first layer; doubled up to eight times that.
+    layers: those of stride 2; one of stride 1 and the scores follow.
+    norm: 'batch', 'instance' or 'none', after all layers but the first and the
+      last; with 'batch' their convolutions have no bias.
+    dtype: dtype of the convolutions.
+  """
+
+  width: int = 64
+  layers: int = 3
+  norm: str = 'batch'
+  dtype: Dtype = 'float32'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Scores patches.
+
+    Args:
+      x: [N, H, W, C]: images in [-1, 1], probabilities or one-hot labels.
+      valid: bool [N, H, W]; other pixels are seen as zeros, like those outside
+        the image, so that no score depends on what they are. No patch is left
+        out of the statistics. None: all are valid.
+
+    Returns:
+      float32 [N, h, w, 1], high for real; h = H // 2**layers - 2.
+
+    Raises:
+      ValueError: an image without a patch, or a norm that there is not.
+    """
+    least = 3 * 2**self.layers
+    if min(x.shape[1:3]) < least:
+      raise ValueError(
+        f'PatchGAN with {self.layers} layers of stride 2 needs images of at '
+        f'least {least} x {least} pixels, found {x.shape[1]} x {x.shape[2]}'
+      )
+    if valid is not None:
+      x = jnp.where(valid[..., None], x, 0)
+    x = _plain(self.width, 4, 2, True, self.dtype, 'conv0')(x)
+    x = nn.leaky_relu(x, 0.2)
+    for i in range(1, self.layers + 1):
+      features = self.width * min(2**i, 8)
+      stride = 2 if i < self.layers else 1
+      bias = self.norm != 'batch'
+      x = _plain(features, 4, stride, bias, self.dtype, f'conv{i}')(x)
+      x = nn.leaky_relu(_normalize(x, self.norm, f'norm{i}'), 0.2)
+    name = f'conv{self.layers + 1}'
+    return _plain(1, 4, 1, True, self.dtype, name)(x).astype(jnp.float32)

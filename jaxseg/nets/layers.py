@@ -21,6 +21,13 @@ Dtype = jnp.dtype | None
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
+def normal_around_one(
+  key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+  """N(1, .02), with which CycleGAN's scales of norms begin."""
+  return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
 class Features(NamedTuple):
   """What a segmenter's encoder hands to its decoder.
 
@@ -36,16 +43,56 @@ class Features(NamedTuple):
 NORMS = ('group', 'batch', 'frozen')
 
 
-def normalize(x: jax.Array, norm: str, train: bool, name: str) -> jax.Array:
+def standardize(
+  x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None = None
+) -> jax.Array:
+  """Zero mean and unit variance over some axes, with the epsilon 1e-5.
+
+  Args:
+    x: [N, H, W, C].
+    axes: those of the statistics.
+    valid: bool [N, H, W]; other pixels do not enter the statistics, but are
+      shifted and scaled with them.
+
+  Returns:
+    float32 [N, H, W, C].
+  """
+  x = x.astype(jnp.float32)
+  if valid is None:
+    mean = lambda values: values.mean(axes, keepdims=True)
+  else:
+    where = valid[..., None]
+    count = jnp.maximum(where.sum(axes, keepdims=True), 1)
+    mean = lambda values: (
+      jnp.where(where, values, 0).sum(axes, keepdims=True) / count
+    )
+  x = x - mean(x)
+  return x * jax.lax.rsqrt(mean(jnp.square(x)) + 1e-5)
+
+
+def instance_norm(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+  """`standardize` of each image and channel by itself, in the dtype of x."""
+  return standardize(x, (1, 2), valid).astype(x.dtype)
+
+
+def normalize(
+  x: jax.Array,
+  norm: str,
+  train: bool,
+  name: str,
+  scale_init: nn.initializers.Initializer = nn.initializers.ones,
+) -> jax.Array:
   """Adds a normalisation layer to the compact module that calls this.
 
   Args:
     x: [N, H, W, C].
     norm: 'group' (Wu and He 2018, 8 channels a group; the same in training and
-      use), 'batch', or 'frozen': batch normalisation that never leaves its
-      stored statistics.
+      use), 'batch', 'frozen': batch normalisation that never leaves its stored
+      statistics, or 'instance' (Ulyanov et al. 2016): `instance_norm`, which
+      has no parameters and is the same in training and use.
     train: whether 'batch' uses, and averages, the statistics of the batch.
     name: of the layer.
+    scale_init: initial values of the scale.
 
   Returns:
     [N, H, W, C], the dtype of x.
@@ -53,18 +100,22 @@ def normalize(x: jax.Array, norm: str, train: bool, name: str) -> jax.Array:
   Raises:
     ValueError: another norm.
   """
+  if norm == 'instance':
+    return instance_norm(x)
   if norm in ('batch', 'frozen'):
     layer = nn.BatchNorm(
-      use_running_average=norm == 'frozen' or not train,
-      momentum=0.9, epsilon=1e-5, dtype=jnp.float32, name=name,
+      use_running_average=norm == 'frozen' or not train, momentum=0.9,
+      epsilon=1e-5, dtype=jnp.float32, scale_init=scale_init, name=name,
     )  # fmt: skip
   elif norm == 'group':
     size = math.gcd(8, x.shape[-1])
     layer = nn.GroupNorm(
-      num_groups=None, group_size=size, dtype=jnp.float32, name=name
-    )
+      num_groups=None, group_size=size, dtype=jnp.float32,
+      scale_init=scale_init, name=name,
+    )  # fmt: skip
   else:
-    raise ValueError(f'norm is {norm!r}, must be one of {", ".join(NORMS)}')
+    allowed = ', '.join((*NORMS, 'instance'))
+    raise ValueError(f'norm is {norm!r}, must be one of {allowed}')
   return layer(x).astype(x.dtype)
 
 

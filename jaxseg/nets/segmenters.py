@@ -14,11 +14,12 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from jaxseg.errors import UserError
-from jaxseg.nets import deeplab, fcn, segnet, unet
+from jaxseg.nets import deeplab, fcn, resnet_generator, segnet, unet
 from jaxseg.nets.layers import NORMS
 
 ARCHITECTURES = (
   'unet', 'deeplab_v2', 'deeplab_v3plus', 'fcn32s', 'fcn16s', 'fcn8s', 'segnet',
+  'resnet_generator',
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ READ = {
   ),
   'fcn': ('faithful_padding', 'dropout', 'weights'),
   'segnet': ('weights',),
+  'resnet_generator': ('blocks', 'dropout'),
 }
 READ_BY_ALL = ('arch', 'width', 'norm', 'dtype')
 
@@ -53,6 +55,7 @@ class Net(NamedTuple):
   # Channels of U-Net at full resolution, of ResNet's or VGG's first layer; all
   # others follow. 64 is the published size of every network here.
   width: int = 64
+  blocks: int = 9  # ResNet generator of CycleGAN: residual blocks
   depth: int = 4  # U-Net: levels below full resolution
   up: str = 'bilinear'  # U-Net: or 'transposed' (convolution)
   # DeepLab: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'mobilenet_v2'
@@ -64,7 +67,9 @@ class Net(NamedTuple):
   align_corners: bool = False
   published_aspp_bug: bool = False
   faithful_padding: bool = False
-  norm: str = 'batch'  # 'group', 'batch', 'frozen'; FCN also 'none'
+  # 'group', 'batch', 'frozen'; FCN also 'none', the ResNet generator
+  # 'instance', as published.
+  norm: str = 'batch'
   # Whether batch normalisation sees labelled and unlabelled images as one
   # batch, as most published code does; False: each kind by itself.
   joint_norm: bool = False
@@ -92,6 +97,10 @@ def build(net: Net, num_classes: int, where: str = 'net') -> nn.Module:
     return unet.UNet(
       num_classes, depth=net.depth, up=net.up, dropout=net.dropout, **common
     )
+  if net.arch == 'resnet_generator':
+    return resnet_generator.ResnetGenerator(
+      num_classes, blocks=net.blocks, dropout=net.dropout, **common
+    )
   if net.arch == 'segnet':
     return segnet.SegNet(num_classes, **common)
   if net.arch.startswith('fcn'):
@@ -112,7 +121,11 @@ def build(net: Net, num_classes: int, where: str = 'net') -> nn.Module:
 
 
 def _refuse(net, where):
-  norms = (*NORMS, 'none') if net.arch.startswith('fcn') else NORMS
+  norms = NORMS
+  if net.arch.startswith('fcn'):
+    norms += ('none',)
+  elif net.arch == 'resnet_generator':
+    norms += ('instance',)
   for field, allowed in (
     ('arch', ARCHITECTURES), ('norm', norms), ('up', unet.UPSAMPLING),
     ('backbone', deeplab.BACKBONES), ('output_stride', (8, 16)),
@@ -126,6 +139,8 @@ def _refuse(net, where):
       )
   if net.width < 2:
     raise UserError(f'{where}.width is {net.width}, must be at least 2.')
+  if net.blocks < 1:
+    raise UserError(f'{where}.blocks is {net.blocks}, must be at least 1.')
   if not 0 <= net.dropout < 1:
     raise UserError(
       f'{where}.dropout is {net.dropout}, must be from 0 to below 1.'

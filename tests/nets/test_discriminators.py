@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 from quick import quick_jit
 
-from jaxseg.nets import discriminators
+from jaxseg.nets import discriminators, layers
 from jaxseg.nets.discriminators import SpectralConv
 
 
@@ -62,7 +62,7 @@ def test_power_iteration_runs_only_when_asked(spectral_conv):
 
 def test_instance_norm():
   x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
-  y = np.asarray(quick_jit(discriminators.instance_norm)(x))
+  y = np.asarray(quick_jit(layers.instance_norm)(x))
   assert_allclose(y.mean((1, 2)), 0, atol=1e-5)
   assert_allclose(y.var((1, 2)), 1, atol=1e-4)
 
