@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import math
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -206,12 +205,7 @@ def torch_side(case: Case, setup: Setup) -> Side:
 
   from benchmarks import torch_segmenters
 
-  device = sides.torch_device()
-  wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-  # What JAX does on GPUs unless told otherwise.
-  torch.set_float32_matmul_precision('high')
-  torch.backends.cudnn.benchmark = True
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  device, wait = sides.start_torch()
   module = torch_segmenters.build(case.peer, case.net, setup.norm, NUM_CLASSES)
   module = module.to(device, memory_format=torch.channels_last)
   image, label = (sides.to_torch(x, device) for x in make_batch(setup))
@@ -373,19 +367,10 @@ def run() -> str:
 
 def describe(setup: Setup) -> str:
   """What was measured and where, in a sentence."""
-  versions = [f'JAX {jax.__version__}'] + [
-    f'{title} {sys.modules[name].__version__}'
-    for name, title in (
-      ('torch', 'PyTorch'),
-      ('segmentation_models_pytorch', 'segmentation_models_pytorch'),
-    )
-    if name in sys.modules
-  ]
   return (
     f'{setup.resolution} px, batches of {setup.batch_size}, {NUM_CLASSES} '
     f'classes, {setup.norm} norm, {setup.dtype}, {FLAGS.clock} time, '
-    f'{FLAGS.rounds} rounds; {jax.devices()[0].device_kind}, '
-    f'{len(os.sched_getaffinity(0))} cores, {", ".join(versions)}.'
+    f'{FLAGS.rounds} rounds; {speed.machine()}'
   )
 
 

@@ -138,7 +138,7 @@ def jaxseg_side(
       function, values = jaxseg_inversion(
         setup, TTO_BATCHES[case], state, e_params
       )
-      program, seconds[case] = _compile(jax.jit(function), *values)
+      program, seconds[case] = timed_compile(jax.jit(function), *values)
       runs[case] = lambda program=program, values=values: jax.block_until_ready(
         program(*values)
       )
@@ -151,7 +151,7 @@ def jaxseg_side(
   train_step = jax.jit(
     make_method(setup.arguments).train_step, donate_argnums=0
   )
-  step, seconds['gan_step'] = _compile(train_step, state, batch)
+  step, seconds['gan_step'] = timed_compile(train_step, state, batch)
 
   def run_step(number):
     nonlocal state
@@ -164,7 +164,10 @@ def jaxseg_side(
   return runs, seconds
 
 
-def _compile(function, *args):
+def timed_compile(
+  function: Any, *args: Any
+) -> tuple[Callable[..., Any], tuple[float, float]]:
+  """Returns a jitted function's program, seconds to lower and to compile it."""
   start = time.perf_counter()
   lowered = function.lower(*args)
   middle = time.perf_counter()
@@ -227,6 +230,23 @@ def torch_device() -> Any:
   return torch.device('cuda' if cuda else 'cpu')
 
 
+def start_torch() -> tuple[Any, Callable[[], None]]:
+  """Chooses what PyTorch runs on, and how, as JAX does.
+
+  Returns:
+    the device, and a function that waits until it has finished.
+  """
+  import torch
+
+  device = torch_device()
+  wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+  # What JAX does on GPUs unless told otherwise.
+  torch.set_float32_matmul_precision('high')
+  torch.backends.cudnn.benchmark = True
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  return device, wait
+
+
 def torch_networks(
   setup: Setup, state: TrainState, e_params: Any, device: Any
 ) -> dict[str, Any]:
@@ -277,16 +297,9 @@ def torch_side(
   setup: Setup, cases: Iterable[str], state: TrainState, e_params: Any
 ) -> Runs:
   """Builds PyTorch's runs; the GPU has finished when they return."""
-  import torch
-
   from benchmarks import torch_steps
 
-  device = torch_device()
-  wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-  # What JAX does on GPUs unless told otherwise.
-  torch.set_float32_matmul_precision('high')
-  torch.backends.cudnn.benchmark = True
-  torch.set_num_threads(os.cpu_count())
+  device, wait = start_torch()
   nets = torch_networks(setup, state, e_params, device)
   runs = {}
   for case in cases:

@@ -251,13 +251,23 @@ def describe(setup: sides.Setup) -> str:
     f'{a["resolution"]} px, batches of {setup.batch_size}, widest layer '
     f'{a["channel_max"]}, channel multiplier {a["channel_multiplier"]:g}, '
     f'{a["dtype"]}, {_CLOCK.value} time, {_ROUNDS.value} rounds; '
-    f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX '
-    f'{jax.__version__}'
-    + (
-      f', PyTorch {sys.modules["torch"].__version__}.'
-      if 'torch' in sys.modules
-      else '.'
+    f'{machine()}'
+  )
+
+
+def machine() -> str:
+  """Device, cores and versions, as the end of a sentence."""
+  versions = [f'JAX {jax.__version__}'] + [
+    f'{title} {sys.modules[name].__version__}'
+    for name, title in (
+      ('torch', 'PyTorch'),
+      ('segmentation_models_pytorch', 'segmentation_models_pytorch'),
     )
+    if name in sys.modules
+  ]
+  return (
+    f'{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores, '
+    f'{", ".join(versions)}.'
   )
 
 

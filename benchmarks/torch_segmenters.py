@@ -83,11 +83,11 @@ def normalization(features: int, norm: str) -> nn.Module:
   return nn.GroupNorm(features // math.gcd(8, features), features, eps=1e-6)
 
 
-def load(module: UNet, variables: dict[str, Any]) -> UNet:
+def load(module: nn.Module, variables: dict[str, Any]) -> nn.Module:
   """Copies jaxseg's variables into a module, every name must match.
 
   Args:
-    module: of the same settings.
+    module: of the same settings and names.
     variables: {'params': .., 'batch_stats': ..}.
 
   Returns:
@@ -99,11 +99,14 @@ def load(module: UNet, variables: dict[str, Any]) -> UNet:
   state = {
     k: v for k, v in module.state_dict().items() if k.endswith('tracked')
   }
+  modules = dict(module.named_modules())
   for where, leaf in jax.tree_util.tree_leaves_with_path(variables):
     *parents, name = (entry.key for entry in where[1:])
-    array = np.asarray(leaf)
-    array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-    state['.'.join((*parents, NAMES[name]))] = torch.tensor(array)
+    array, parent = np.asarray(leaf), '.'.join(parents)
+    if array.ndim == 4:
+      turned = isinstance(modules.get(parent), nn.ConvTranspose2d)
+      array = array.transpose((2, 3, 0, 1) if turned else (3, 2, 0, 1))
+    state[f'{parent}.{NAMES[name]}'] = torch.tensor(array)
   module.load_state_dict(state)
   return module
 
