@@ -6,11 +6,14 @@ Losses for Real-Time Style Transfer (ECCV 2016); for segmentation Mondal et al.,
 Revisiting CycleGAN for Semi-Supervised Segmentation (2019), section 3.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg import ops
 from jaxseg.nets.layers import (
   Conv,
   Dtype,
@@ -18,7 +21,7 @@ from jaxseg.nets.layers import (
   normal_around_one,
   normalize,
 )
-from jaxseg.nets.upsampling import conv_transpose
+from jaxseg.ops.conv import conv2d_transpose
 
 OUTPUTS = ('linear', 'tanh')
 
@@ -62,7 +65,7 @@ class Layer(nn.Module):
   Attributes:
     features: output channels.
     norm: as of `ResnetGenerator`.
-    kernel_size: side k of the kernel, odd.
+    kernel_size: side of the kernel in mode 'same', odd; else it is 3.
     mode: 'same' size, borders mirrored; 'down': stride 2, zeros around; 'up':
       fractional stride 1/2.
     activate: whether ReLU follows.
@@ -79,40 +82,64 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """[N, H, W, I] -> [N, H', W', features]; H' is H, ceil(H / 2) or 2 H."""
-    common = dict(
-      use_bias=self.norm == 'instance', dtype=self.dtype, name='conv'
-    )
+    common = dict(use_bias=self.norm == 'instance', dtype=self.dtype)
     if self.mode == 'up':
-      x = Doubling(self.features, self.kernel_size, **common)(x)
-    else:
-      half = self.kernel_size // 2
-      stride, padding = (2, half) if self.mode == 'down' else (1, 0)
-      x = reflect(x, half) if self.mode == 'same' else x
+      x = Doubling(self.features, name='conv', **common)(x)
+    elif self.mode == 'down':
       x = Conv(
-        self.features, self.kernel_size, stride, padding,
-        kernel_init=kernel_init, **common,
-      )(x)  # fmt: skip
+        self.features, 3, 2, kernel_init=kernel_init, name='conv', **common
+      )(x)
+    else:
+      x = mirrored_conv(self.features, self.kernel_size, 'conv', **common)(x)
     x = normalize(x, self.norm, train, 'norm', normal_around_one)
     return nn.relu(x) if self.activate else x
 
 
+def mirrored_conv(
+  features: int, kernel_size: int, name: str, **kwargs
+) -> Callable[[jax.Array], jax.Array]:
+  """Adds a convolution whose border is mirrored to the module that calls this.
+
+  Args:
+    features: output channels.
+    kernel_size: side of the kernel, odd.
+    name: of the layer.
+    **kwargs: further attributes of `Conv`.
+
+  Returns:
+    [N, H, W, I] -> [N, H, W, features].
+  """
+  conv = Conv(
+    features, kernel_size, padding=0, kernel_init=kernel_init, name=name,
+    **kwargs,
+  )  # fmt: skip
+
+  def apply(x):
+    x = reflect(x, kernel_size // 2)
+    if kernel_size <= 3:
+      return conv(x)
+    # XLA's own gradients of large kernels are the faster ones, on CPUs too.
+    with ops.implementation('lax'):
+      return conv(x)
+
+  return apply
+
+
 class Doubling(nn.Module):
-  """Transposed convolution of stride 2 to exactly twice the size."""
+  """Transposed 3x3 convolution of stride 2 to exactly twice the size."""
 
   features: int
-  kernel_size: int = 3
   use_bias: bool = True
   dtype: Dtype = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, I] -> [N, 2 H, 2 W, features]."""
-    k = self.kernel_size
-    shape = (k, k, x.shape[-1], self.features)
+    shape = (3, 3, x.shape[-1], self.features)
     kernel = self.param('kernel', kernel_init, shape)
     dtype = self.dtype or x.dtype
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
-    x = conv_transpose(x, kernel, 2, padding=k // 2, output_padding=1)
+    # Padding 1 and output padding 1: without the first row and column.
+    x = conv2d_transpose(x.astype(dtype), kernel.astype(dtype))[:, 1:, 1:]
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       x = x + bias.astype(dtype)
@@ -180,11 +207,8 @@ class Decoder(nn.Module):
         self.width * factor, self.norm, mode='up', dtype=self.dtype, name=name
       )
       x = layer(x, train)[:, :rows, :columns]
-    out = Conv(
-      self.features, 7, padding=0, kernel_init=kernel_init, dtype=self.dtype,
-      name='out',
-    )  # fmt: skip
-    return out(reflect(x, 3)).astype(jnp.float32)
+    out = mirrored_conv(self.features, 7, 'out', dtype=self.dtype)
+    return out(x).astype(jnp.float32)
 
 
 class ResnetGenerator(nn.Module):
