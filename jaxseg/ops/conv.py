@@ -20,7 +20,11 @@ from jaxseg import ops
 from jaxseg.ops.taps import (
   Geometry,
   accumulator,
+  kernel_grad_by_shifts,
+  outer,
   pad_to,
+  padded,
+  product,
   visible_taps,
   zeros_around,
 )
@@ -38,6 +42,10 @@ TAPS_SIDE = 8
 TAPS_SHARE = 0.75
 # and, for both, from so many channels on.
 TAPS_CHANNELS = 64
+
+# Where gradients of kernels larger than 3x3 are products with shifted copies:
+# with at most so many channels on one side.
+NARROW = 16
 
 
 def conv2d(
@@ -106,8 +114,7 @@ def conv2d_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _conv_small(geo, x, kernel):
   """All taps side by side, then one matrix product."""
-  pads = [(0, 0, 0), *((*p, 0) for p in zeros_around(geo)), (0, 0, 0)]
-  x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+  x = padded(geo, x)
   height, width = ((o - 1) * geo.stride + 1 for o in geo.out)
   taps = [
     x[:, i : i + height : geo.stride, j : j + width : geo.stride]
@@ -136,22 +143,6 @@ def _by_taps(geo: Geometry, channels: int) -> bool:
   return geo.dilation > 1 and few
 
 
-def _product(x, w, contract):
-  # Not all layouts of a bfloat16 product with a float32 sum exist on CPUs.
-  dtype = accumulator(x.dtype)
-  x, w = x.astype(dtype), w.astype(dtype)
-  return lax.dot_general(x, w, (contract, ((), ())))
-
-
-def _outer(x, g):
-  """Sum over all pixels of x g^T: [N, h, w, I], [N, h, w, O] -> [I, O]."""
-  # XLA copies the first factor, transposed and on one thread: the smaller one.
-  pixels = (0, 1, 2), (0, 1, 2)
-  if x.shape[-1] <= g.shape[-1]:
-    return _product(x, g, pixels)
-  return _product(g, x, pixels).T
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geo: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
   """conv(x, w): [N, *size, I], [k, k, I, O] -> [N, *out, O]."""
@@ -159,7 +150,7 @@ def _conv(geo: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
     shape = (x.shape[0], *geo.out, w.shape[3])
     y = jnp.zeros(shape, accumulator(x.dtype))
     for tap in visible_taps(geo):
-      part = _product(x[:, *tap.size], w[tap.i, tap.j], ((3,), (0,)))
+      part = product(x[:, *tap.size], w[tap.i, tap.j], ((3,), (0,)))
       y += pad_to(part, tap.out, geo.out)
     return y.astype(x.dtype)
   return lax.conv_general_dilated(
@@ -175,7 +166,7 @@ def _transpose(geo: Geometry, g: jax.Array, w: jax.Array) -> jax.Array:
     shape = (g.shape[0], *geo.size, w.shape[2])
     y = jnp.zeros(shape, accumulator(g.dtype))
     for tap in visible_taps(geo):
-      part = _product(g[:, *tap.out], w[tap.i, tap.j], ((3,), (1,)))
+      part = product(g[:, *tap.out], w[tap.i, tap.j], ((3,), (1,)))
       y += pad_to(part, tap.size, geo.size)
     return y.astype(g.dtype)
   if geo.stride > 1:
@@ -226,13 +217,13 @@ def _kernel_grad(geo: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
   channels = x.shape[-1], g.shape[-1]
   by_taps = _by_taps(geo, min(channels))
   if geo.stride == 1 and geo.k <= 3 and not by_taps:
+    pads = zeros_around(geo)
+    if max(geo.out) > max(geo.size):
+      # XLA's CPU convolution crawls where the padded image is smaller than the
+      # kernel without its padding.
+      x, pads = padded(geo, x), [(0, 0), (0, 0)]
     # Images and channels change places, written out: XLA's CPU backend only
     # recognises a convolution inside a loop or a branch in this plain layout.
-    reach = geo.dilation * (geo.k - 1)
-    pads = [
-      (geo.low, o + reach - geo.low - s)
-      for s, o in zip(geo.size, geo.out, strict=True)
-    ]
     y = lax.conv_general_dilated(
       jnp.transpose(x, (3, 1, 2, 0)),
       jnp.transpose(g, (1, 2, 0, 3)),
@@ -241,12 +232,15 @@ def _kernel_grad(geo: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
       dimension_numbers=LAYOUT,
     )
     return jnp.transpose(y, (1, 2, 0, 3))
+  plain = geo.stride == geo.dilation == 1 and geo.k > 3
+  if plain and min(channels) <= NARROW:
+    return kernel_grad_by_shifts(geo, x, g)
   # With stride 2 or a large kernel, one product per tap beats a convolution.
   rows = [
     [jnp.zeros(channels, accumulator(x.dtype))] * geo.k for _ in range(geo.k)
   ]
   for tap in visible_taps(geo):
-    rows[tap.i][tap.j] = _outer(x[:, *tap.size], g[:, *tap.out])
+    rows[tap.i][tap.j] = outer(x[:, *tap.size], g[:, *tap.out])
   return jnp.stack([jnp.stack(row) for row in rows]).astype(x.dtype)
 
 

@@ -26,6 +26,8 @@ CASES = (
   (4, 1, (2, 2), 5, 5),
   (4, 2, (2, 2), 7, 6),
   (7, 2, None, 9, 8),
+  # More outputs than inputs.
+  (2, 1, (1, 1), 6, 5),
 )
 # kernel size, stride, padding, dilation, height, width, channels; 64 channels
 # are enough for one product a tap.
@@ -78,6 +80,16 @@ def assert_same_derivatives(fn, x, kernel):
 def test_conv2d(k, stride, padding, height, width):
   fn = functools.partial(conv2d, stride=stride, padding=padding)
   assert_same_derivatives(fn, *arrays(height, width, k))
+
+
+@pytest.mark.parametrize('channels', ((1, 2), (2, 1), (4, 5), (5, 4)))
+def test_large_kernels(channels):
+  # One channel is copied for all shifts at once, four for each row.
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 9, 8, channels[0])), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(7, 7, *channels)) / 9, jnp.float32)
+  fn = functools.partial(conv2d, padding=(2, 4))
+  assert_same_derivatives(fn, x, kernel)
 
 
 @pytest.mark.parametrize(
