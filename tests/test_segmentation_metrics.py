@@ -1,11 +1,14 @@
 """Scores are exact: by hand, by brute force and against scikit-learn."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
 from jaxseg.metrics import segmentation
 
+GOLDEN = Path(__file__).parent / 'goldens' / 'cyclegan_bookkeeping.npz'
 NAMES = ('background', 'a', 'b')
 
 
@@ -172,3 +175,26 @@ def test_median_frequency_weights_by_hand():
   f = np.array([0.75, 0.3, 0.1])
   np.testing.assert_allclose(weights[:3], 0.3 / f)
   assert np.isnan(weights[3])
+
+
+def test_cut_miou_by_hand():
+  cm = np.array([[50, 30, 0], [10, 6, 4], [0, 2, 8]])
+  # Class 0 gone, 30 + 10 pixels count nowhere.
+  expected = (6 / (6 + 4 + 2) + 8 / (8 + 2 + 4)) / 2
+  assert segmentation.cut_miou(cm, slice(1, None)) == pytest.approx(expected)
+  assert segmentation.cut_miou(cm, slice(None)) == pytest.approx(
+    segmentation.summarize(cm, ['a', 'b', 'c'])['miou']
+  )
+  # Missing most of every object costs nothing.
+  cm = np.array([[90, 0, 0], [9, 1, 0], [9, 0, 1]])
+  assert segmentation.cut_miou(cm, slice(1, None)) == 1.0
+
+
+@pytest.mark.parametrize(
+  ('data', 'classes'),
+  [('voc2012', slice(1, 21)), ('cityscapes', slice(0, 19)), ('acdc', slice(4))],
+)
+def test_cut_miou_is_that_of_the_published_code(data, classes):
+  recorded = np.load(GOLDEN)
+  found = segmentation.cut_miou(recorded[f'{data}/confusion'], classes)
+  assert found == pytest.approx(float(recorded[f'{data}/miou_peer']))

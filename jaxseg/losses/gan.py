@@ -3,7 +3,8 @@
 Sources: Goodfellow et al. (2014); Lim and Ye, Geometric GAN (2017), hinge;
 Wang et al. (pix2pixHD, 2018), feature matching; Mescheder et al., Which
 Training Methods for GANs do actually Converge? (2018), R1; Karras et al.
-(StyleGAN2, 2020), section 3.2, path length; appendix D, noise.
+(StyleGAN2, 2020), section 3.2, path length; appendix D, noise; Mao et al.,
+Least Squares Generative Adversarial Networks (ICCV 2017), equation 9.
 """
 
 from collections.abc import Callable, Sequence
@@ -161,3 +162,41 @@ def normalize_noise(noise: Sequence[jax.Array]) -> list[jax.Array]:
     return x / x.std((1, 2, 3), keepdims=True, ddof=1)
 
   return [normalize(x) for x in noise]
+
+
+ADVERSARIAL = ('least_squares', 'logistic')
+
+
+def pixel_adversarial(
+  scores: jax.Array,
+  real: bool,
+  valid: jax.Array | None = None,
+  kind: str = 'least_squares',
+) -> jax.Array:
+  """Distance of pixel or patch scores from what real or fake ones should be.
+
+  'least_squares' (Mao et al., 2017): (score - 1)^2 if `real`, else score^2;
+  'logistic': softplus(-score), softplus(score). The discriminator takes half
+  the sum of both, the generator that of its fakes with `real`.
+
+  Args:
+    scores: float32 [N, h, w, 1].
+    real: whether they should look real.
+    valid: bool [N, H, W], at images' size: pixels that are not valid do not
+      count, patches count by the part that is (bilinear); None: all count.
+    kind: one of ADVERSARIAL.
+
+  Returns:
+    scalar, a weighted mean; 0 when nothing counts.
+  """
+  if kind == 'least_squares':
+    losses = jnp.square(scores - 1.0 if real else scores)
+  else:
+    losses = jax.nn.softplus(-scores if real else scores)
+  if valid is None:
+    return losses.mean()
+  weight = valid.astype(jnp.float32)
+  if weight.shape != scores.shape[:3]:
+    weight = jax.image.resize(weight, scores.shape[:3], 'bilinear')
+  total = weight.sum()
+  return (losses[..., 0] * weight).sum() / jnp.where(total > 0, total, 1.0)

@@ -158,3 +158,36 @@ def test_normalize_noise(rng):
   for x in gan.normalize_noise(maps):
     assert_allclose(x.mean((1, 2, 3)), 0, atol=1e-5)
     assert_allclose(np.std(x, axis=(1, 2, 3), ddof=1), 1, rtol=1e-5)
+
+
+def test_pixel_adversarial_by_hand():
+  scores = jnp.array([[[3.0, -1.0], [0.5, 2.0]]])[..., None]
+  valid = jnp.array([[[True, False], [True, True]]])
+  of = gan.pixel_adversarial
+  np.testing.assert_allclose(of(scores, True), (4 + 4 + 0.25 + 1) / 4)
+  np.testing.assert_allclose(of(scores, False), (9 + 1 + 0.25 + 4) / 4)
+  np.testing.assert_allclose(of(scores, True, valid), 5.25 / 3, rtol=1e-6)
+  np.testing.assert_allclose(of(scores, False, valid), 13.25 / 3, rtol=1e-6)
+  np.testing.assert_array_equal(of(scores, True, valid & False), 0)
+  s = np.asarray(scores).ravel()
+  for real, sign in ((True, -1), (False, 1)):
+    np.testing.assert_allclose(
+      of(scores, real, kind='logistic'), np.log1p(np.exp(sign * s)).mean(),
+      rtol=1e-6,
+    )  # fmt: skip
+
+
+def test_patches_count_by_their_valid_part():
+  scores = jnp.array([[[2.0, 4.0]]])[..., None]
+  valid = jnp.zeros((1, 2, 4), bool).at[:, :, 0].set(True)
+  # A tent of three pixels to either side, at the border cut and made to sum to
+  # one: of columns 0 to 3 the left patch takes (3, 3, 1, 0) / 7.
+  share = np.array([3 / 7, 0])
+  found = gan.pixel_adversarial(scores, False, valid)
+  expected = (share * [4, 16]).sum() / share.sum()
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  valid = valid.at[:, :, 1].set(True)
+  share = np.array([6 / 7, 1 / 7])
+  found = gan.pixel_adversarial(scores, False, valid)
+  expected = (share * [4, 16]).sum() / share.sum()
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
