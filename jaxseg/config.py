@@ -16,11 +16,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import methods
-from jaxseg.data import fit, transforms, views, weak
+from jaxseg.data import drawing, fit, transforms, views, weak
 from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError, friendly
 
-RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 WORKERS_PER_CORE = 8
 
 
@@ -35,13 +34,19 @@ def default() -> ConfigDict:
   # `python -m jaxseg.datasets list`.
   c.data.source = ''
   c.data.data_dir = ''  # of prepared sets; '': $TFDS_DATA_DIR or its default
-  c.data.resolution = 64  # side of the square the networks see, a power of 2
+  # Of what the networks see, multiples of 4 from 32 to 1024: the height, and
+  # the width; 0: as wide as high. GANs draw squares with a power of 2.
+  c.data.resolution = 64
+  c.data.width = 0
   c.data.channels = 3  # 1 (grey) or 3 (RGB)
-  # How images that are not square become so: 'crop' (the centre), 'pad' (with
-  # void) or 'squeeze'; '': they are refused.
+  # How images of another aspect get that of the networks: 'crop' (the centre),
+  # 'pad' (with void) or 'squeeze'; '': they are refused.
   c.data.fit = ''
   c.data.num_labelled = 30  # labels the methods may use; 0: all there are
-  c.data.labelled_by = 'image'  # what is counted: 'image' or 'group' (patient)
+  # Part of the training labels that the methods may use, such as 0.2; then
+  # num_labelled does not count. 0: it does.
+  c.data.labelled_fraction = 0.0
+  c.data.labelled_by = 'image'  # what both count: 'image' or 'group' (patient)
   c.data.unlabelled = ()  # further splits that give images without labels
   c.data.unlabelled_includes_labelled = True  # D_r also sees labelled images
   c.data.ood = ()  # out-of-domain splits to evaluate; (): every 'ood*' split
@@ -260,13 +265,8 @@ def check_data(data: ConfigDict) -> None:
   Raises:
     UserError: as `check`.
   """
-  where, size = 'config.data', data.resolution
-  if size not in RESOLUTIONS:
-    raise UserError(
-      f'{where}.resolution is {size}, must be a power of two from '
-      f'{RESOLUTIONS[0]} to {RESOLUTIONS[-1]}; '
-      f'{min(RESOLUTIONS, key=lambda r: abs(r - size))} is the nearest.'
-    )
+  where = 'config.data'
+  fit.check_size(data)
   _check_numbers(data, where)
   for value, name, allowed in (
     (data.channels, 'channels', (1, 3)),
@@ -285,6 +285,7 @@ def check_data(data: ConfigDict) -> None:
       f'{where}.workers is {data.workers}, must be at most {most}, '
       f'{WORKERS_PER_CORE} for each core: each is a process of its own.'
     )
+  drawing.check_fraction(data)
   intensity.from_config(data.intensity)
   for module, name in (
     (transforms, 'augment'), (views, 'strong'), (weak, 'weak'),

@@ -27,14 +27,16 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxseg import config as jaxseg_config
 from jaxseg import errors, visualize, writers
-from jaxseg.data import builders, prepared, problems, sources
+from jaxseg.data import builders, fit, prepared, problems, sources
 from jaxseg.data.formats import files
 from jaxseg.data.inspection import checks, sheet, tables
 from jaxseg.data.problems import Problem
 from jaxseg.errors import DataError, UserError
 
 SAMPLE = 1000  # images that `show` counts
-SHORT_FIELDS = ('channels', 'resolution', 'fit', 'group_by', 'data_dir')
+SHORT_FIELDS = (
+  'channels', 'resolution', 'width', 'fit', 'group_by', 'data_dir',
+)  # fmt: skip
 # What each command takes, besides --config.data.FIELD.
 COMMANDS = {
   'list': ('data_dir',),
@@ -121,7 +123,7 @@ def check_source(data_config: Any) -> Report:
     return Report([problems.from_error(error, 'refuse', path)], None, ())
   writers.say(_source_line(source))
   found, statistics = checks.inspect(
-    source, resolution=data_config.resolution, fit=data_config.fit
+    source, target=fit.size(data_config), policy=data_config.fit
   )
   found = problems.in_order(
     [*found, *_too_many_bad(source, found, data_config)]
@@ -249,6 +251,7 @@ def _define_flags(to=flags.FLAGS):
   define(whole, 'images', 8, 'Images a split on the sheet.', lower_bound=0)
   define(whole, 'channels', None, 'Short for --config.data.channels.')
   define(whole, 'resolution', None, 'Short for --config.data.resolution.')
+  define(whole, 'width', None, 'Short for --config.data.width.')
   define(string, 'fit', None, 'Short for --config.data.fit.')
   define(string, 'group_by', None, 'Short for --config.data.group_by.')
   define(whole, 'axis', None, 'Short for --config.data.volume.axis.')

@@ -163,6 +163,7 @@ class _Job:
       stage = self.trained.config.get(system.stage)
       args = json.loads(stage.args.to_json_best_effort()) if stage else None
       parts += [data.resolution, data.channels, data.fit]
+      parts += [data.width] if data.width else []
       parts += [self.weights[system.stage]]
       parts += [system.name, system.refined, args]
     text = json.dumps(parts, sort_keys=True)
@@ -179,7 +180,8 @@ class _Job:
 
   def truth(self, id_):
     """The label at its own size, void where the networks see nothing."""
-    return fit.seen(self.original_label(id_), self.config.data.fit)
+    data = self.config.data
+    return fit.seen(self.original_label(id_), fit.size(data), data.fit)
 
   def counts(self, id_):
     """Pixels of each class in the label of an image."""
@@ -266,13 +268,14 @@ class _Job:
   def facts(self):
     """What was run, for the report."""
     data = self.config.data
+    height, width = fit.size(data)
     facts = {
       'data': data.source,
       'labelled images': len(self.splits.labelled),
       'unlabelled images': len(self.splits.unlabelled),
       'hash of the splits': self.splits.hash,
       'seed': self.config.seed,
-      'resolution': f'{data.resolution}x{data.resolution}x{data.channels}',
+      'resolution': f'{width}x{height}x{data.channels}',
     }
     for name, (_, state, label) in self.trained.stages.items():
       stage = self.trained.config.get(name)

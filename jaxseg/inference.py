@@ -97,21 +97,21 @@ def compile_system(
 
   Args:
     system: what to run.
-    config: the run's; `data.resolution`, `data.channels` and `mesh.data` are
-      read.
+    config: the run's; `data.resolution`, `data.width`, `data.channels` and
+      `mesh.data` are read.
     batch_size: images at a time; rounded up to a multiple of the devices.
 
   Returns:
-    A function of 1 to `batch_size` images, float32 [n, R, R, C] in [-1, 1],
+    A function of 1 to `batch_size` images, float32 [n, H, W, C] in [-1, 1],
     that returns their `Prediction` as NumPy arrays, and the seconds per image
     of a full batch, compilation left out.
   """
   mesh = _mesh(config.mesh.data)
   devices = mesh.shape['data']
   size = -(-batch_size // devices) * devices
-  side, channels = config.data.resolution, config.data.channels
+  shape = (size, *fit.size(config.data), config.data.channels)
   images = jax.ShapeDtypeStruct(
-    (size, side, side, channels), np.float32, sharding=parallel.over_data(mesh)
+    shape, np.float32, sharding=parallel.over_data(mesh)
   )
   state = jax.device_put(system.state, parallel.replicated(mesh))
   with jax.set_mesh(mesh):
@@ -167,22 +167,22 @@ def label_image(
   """Returns the labels of a whole image, uint8 [H, W].
 
   Args:
-    probabilities: float32 [R, R, K] of what `to_input` showed of it.
+    probabilities: float32 [h, w, K] of what `to_input` showed of it.
     shape: (H, W) of the image.
-    config: the run's; `data.fit` is read.
+    config: the run's; `data.resolution`, `data.width` and `data.fit` are read.
 
   Returns:
     class ids; 255 (void) where the networks saw nothing ('crop').
   """
-  policy = config.data.fit
-  label = label_at(probabilities, fit.region(shape, policy)[2:])
-  return fit.undo(label, shape, policy, image_files.VOID)
+  place = fit.size(config.data), config.data.fit
+  label = label_at(probabilities, fit.region(shape, *place)[2:])
+  return fit.undo(label, shape, *place, image_files.VOID)
 
 
 def to_input(image: np.ndarray, config) -> np.ndarray:
-  """Makes uint8 [H, W, C] what networks see: float32 [R, R, C] in [-1, 1]."""
+  """Makes uint8 [H, W, C] what networks see: float32 [h, w, C] in [-1, 1]."""
   return transforms.normalise(
-    fit.image(image, config.data.resolution, config.data.fit)
+    fit.image(image, fit.size(config.data), config.data.fit)
   )
 
 
@@ -217,6 +217,7 @@ def predict_images(
   if not len(images):
     return []
   config = trained.config
+  place = fit.size(config.data), config.data.fit
   batch_size = batch_size or min(config.eval.batch_size, len(images))
   run = compile_system(choose(trained, stage, refine), config, batch_size)
   results = []
@@ -233,13 +234,13 @@ def predict_images(
     ]
     probabilities = run(np.stack(inputs))[0].probabilities
     for image, p in zip(chunk, probabilities, strict=True):
-      shape, policy = image.shape[:2], config.data.fit
-      full = resize_probabilities(p, fit.region(shape, policy)[2:])
+      shape = image.shape[:2]
+      full = resize_probabilities(p, fit.region(shape, *place)[2:])
       label = full.argmax(-1).astype(np.uint8)
       results.append(
         (
-          fit.undo(label, shape, policy, image_files.VOID),
-          fit.undo(full, shape, policy, 1 / full.shape[-1]),
+          fit.undo(label, shape, *place, image_files.VOID),
+          fit.undo(full, shape, *place, 1 / full.shape[-1]),
         )
       )
   return results

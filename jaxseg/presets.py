@@ -87,14 +87,15 @@ def load(arg: str) -> Preset:
 
   Args:
     arg: 'SET', 'SET,LABELS' or 'SET,LABELS,SIZE'. SET is a key of SETS, or
-      'folder:PATH'; LABELS how many labels are used (patients for acdc);
-      SIZE 'laptop' for 64x64 images and a narrow U-Net.
+      'folder:PATH'; LABELS how many labels are used (patients for acdc), a
+      part of them such as '20%', or 'all'; SIZE 'laptop' for 64x64 images and
+      a narrow U-Net.
 
   Raises:
-    ValueError: another set or size, or LABELS is not a number.
+    ValueError: another set or size, or LABELS is neither.
   """
   if arg.startswith('folder:'):  # whose path may have commas
-    found = re.fullmatch(r'(.+?)(?:,(\d*)(?:,(laptop|))?)?', arg)
+    found = re.fullmatch(r'(.+?)(?:,([\d.]+%|\d*|all)(?:,(laptop|))?)?', arg)
     name, labels, size, *rest = *(part or '' for part in found.groups()), ''
   else:
     name, labels, size, *rest = [*arg.split(','), '', '', ''][:4]
@@ -103,8 +104,7 @@ def load(arg: str) -> Preset:
       f'{arg!r} is not SET[,LABELS[,SIZE]] with SET one of {", ".join(SETS)} '
       'or folder:PATH'
     )
-  if labels and not labels.isdecimal():
-    raise ValueError(f'the number of labels {labels!r} is not a number')
+  changes = _labels(labels) if labels else {}
   if size not in ('', 'laptop'):
     raise ValueError(f"size {size!r} is not '' or 'laptop'")
   c = jaxseg_config.default()
@@ -112,9 +112,23 @@ def load(arg: str) -> Preset:
   preset = SETS.get(name, _folder)(c)
   if size:
     preset = _laptop(preset, name)
-  if labels:
-    preset.config.data.num_labelled = int(labels)
+  preset.config.data.update(changes)
   return preset
+
+
+def _labels(text):
+  """{field of config.data: value} of '7', '20%' or 'all'."""
+  if text.isdecimal():
+    return {'num_labelled': int(text)}
+  if text == 'all':
+    return {'num_labelled': 0}
+  percent = re.fullmatch(r'(\d+(?:\.\d+)?)%', text)
+  if not percent or not 0 < float(percent[1]) <= 100:
+    raise ValueError(
+      f"the number of labels {text!r} is not a number, such as '7', nor a part "
+      "above 0 % and up to 100 %, such as '20%', nor 'all'"
+    )
+  return {'labelled_fraction': float(percent[1]) / 100}
 
 
 def _digits(c):

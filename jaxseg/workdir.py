@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoints, parallel
 from jaxseg.config import default
+from jaxseg.data import fit
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
 from jaxseg.method import Method, TrainState
@@ -93,9 +94,11 @@ def make_method(config: ConfigDict, stage: str, num_classes: int) -> Method:
     args['gan'] = config[fields.init_from].args.to_dict()
   if 'total_steps' in schema:
     args['total_steps'] = fields.total_steps
+  if 'image_size' in schema:
+    args['image_size'] = fit.size(config.data)
   return make(
     num_classes=num_classes,
-    resolution=config.data.resolution,
+    resolution=min(fit.size(config.data)),
     channels=config.data.channels,
     **args,
   )

@@ -335,7 +335,7 @@ def test_prepare(main, cells, tmp_path):
     (('check', '.', '--output=x.png'), '--output is no flag of check'),
     (('check', '.', '--jsn=x'), 'jsn'),
     (('check', '.', '--fit=centre'), "data.fit is 'centre', must be one of"),
-    (('check', '.', '--resolution=100'), '128 is the nearest'),
+    (('check', '.', '--resolution=99'), '100 is the nearest'),
     (('show', '.', '--channels=2', '--output=x.png'), 'channels is 2'),
     (('check', '.', '--config.data.weak.kind=box'), 'data.weak.kind'),
     (('check', '.', '--config.data.ood_sources=(3,)'), 'holds 3, must be'),

@@ -209,6 +209,7 @@ def test_workdir_of_another_config_is_refused(folder, straight):
   ('path', 'value', 'message'),
   [
     ('data.resolution', 48, 'data.resolution is 48.*power of two.*32'),
+    ('data.width', 64, 'data.width 64, but config.gan .*draws squares'),
     ('data.channels', 2, 'data.channels is 2'),
     ('data.num_labelled', 500, '500'),
     ('data.source', 'folder:/nowhere/at/all', '/nowhere/at/all'),

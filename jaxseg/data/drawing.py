@@ -59,15 +59,63 @@ def take(
   )
 
 
+def check_fraction(data_config: Any) -> None:
+  """Refuses `config.data.labelled_fraction` outside of [0, 1].
+
+  Raises:
+    UserError: names it.
+  """
+  fraction = data_config.labelled_fraction
+  if not 0 <= fraction <= 1:
+    raise UserError(
+      f'config.data.labelled_fraction is {fraction}, must be from 0 to 1: 0.2 '
+      'for 20 % of the labels; 0 for config.data.num_labelled of them.'
+    )
+
+
+def number_labelled(
+  source: Source, pool: Sequence[str], data_config: Any
+) -> int:
+  """Returns how many images or groups may use their labels; 0: all.
+
+  Args:
+    source: the data set.
+    pool: ids that train.
+    data_config: `config.data`; a `labelled_fraction` above 0 is that part,
+      rounded, of the images or groups in `pool` with labels, but at least one.
+  """
+  fraction = data_config.labelled_fraction
+  if not fraction:
+    return data_config.num_labelled
+  able = [id_ for id_ in pool if source.has_label(id_)]
+  by_group = data_config.labelled_by == 'group'
+  there = len(grouped(source, able)) if by_group else len(able)
+  asked = max(1, round(fraction * there))
+  return 0 if asked >= there else asked
+
+
 def labelled(
-  source: Source, pool: Sequence[str], data_config: Any, budget: Ids, seed: int
+  source: Source,
+  pool: Sequence[str],
+  data_config: Any,
+  n: int,
+  budget: Ids,
+  seed: int,
 ) -> Ids:
   """Returns the ids whose labels may be used: `budget`, else drawn.
+
+  Args:
+    source: the data set.
+    pool: ids that train.
+    data_config: `config.data`.
+    n: see `number_labelled`.
+    budget: of `n` images or groups, or ().
+    seed: of the draw.
 
   Raises:
     UserError: fewer labels than are asked for; a budget outside `pool`.
   """
-  n, by_group = data_config.num_labelled, data_config.labelled_by == 'group'
+  by_group = data_config.labelled_by == 'group'
   able = [id_ for id_ in pool if source.has_label(id_)]
   if not able:
     raise UserError(
@@ -122,13 +170,12 @@ def _why_no_labels(found):
   return f'{problems.in_order(reasons)[0]}' + f' (and {more} more)' * bool(more)
 
 
-def budget(source: Source, data_config: Any) -> Ids:
-  """Returns the official ids for num_labelled images or groups, or ()."""
-  n = data_config.num_labelled
+def budget(source: Source, data_config: Any, n: int) -> Ids:
+  """Returns the official ids for n images or groups, or ()."""
   ids = source.budgets.get(str(n), ())
   by_group = data_config.labelled_by == 'group'
-  count = len(grouped(source, ids)) if by_group else len(ids)
-  return ids if count == n else ()
+  held = len(grouped(source, ids)) if by_group else len(ids)
+  return ids if held == n else ()
 
 
 def _stratified_order(source, groups, seed, n):

@@ -1,4 +1,4 @@
-"""Images and labels at the resolution of the networks."""
+"""Images and labels at the size that the networks see."""
 
 import os
 import zlib
@@ -13,7 +13,7 @@ from jaxseg.errors import UserError
 
 
 class Examples:
-  """Images and labels of a source at the resolution of the networks.
+  """Images and labels of a source at the size that the networks see.
 
   Arrays are kept in `source.cache` when `config.data.cache` says so, whoever
   asks first; they are shared and read-only.
@@ -26,31 +26,31 @@ class Examples:
         f'{fit.POLICIES}; change --config.data.fit'
       )
     self._source = source
-    self._side = data_config.resolution
+    self._size = fit.size(data_config)
     self._fit = data_config.fit
     self._weak = data_config.weak
     self._cache = source.cache if data_config.cache else None
     # What the arrays depend on: one source may serve several configs.
-    self._made_by = {'image': (self._side, self._fit)}
+    self._made_by = {'image': (self._size, self._fit)}
     self._made_by['label'] = self._made_by['image']
-    self._made_by['weak'] = (self._side, self._fit, str(self._weak))
+    self._made_by['weak'] = (self._size, self._fit, str(self._weak))
     self.num_classes = len(source.class_names)
 
   def image(self, id_: str) -> np.ndarray:
-    """Returns uint8 [R, R, C], made square as `config.data.fit` says."""
+    """Returns uint8 [H, W, C], brought there as `config.data.fit` says."""
     return self._get('image', id_)
 
   def label(self, id_: str) -> np.ndarray:
-    """Returns uint8 [R, R]; all void for an unlabelled image."""
+    """Returns uint8 [H, W]; all void for an unlabelled image."""
     return self._get('label', id_)
 
   def training_label(self, id_: str) -> np.ndarray:
-    """Returns uint8 [R, R]: the label, or what `config.data.weak` leaves."""
+    """Returns uint8 [H, W]: the label, or what `config.data.weak` leaves."""
     kind = self._weak.kind
     if not kind:
       return self.label(id_)
     if kind == 'tags':
-      return np.full((self._side, self._side), images.VOID, np.uint8)
+      return np.full(self._size, images.VOID, np.uint8)
     return self._get('weak', id_)
 
   def tags(self, id_: str) -> np.ndarray | None:
@@ -60,7 +60,7 @@ class Examples:
     return weak.tags(self.label(id_), self.num_classes)
 
   def original_label(self, id_: str) -> np.ndarray:
-    """Returns uint8 [H, W], the label at its own resolution.
+    """Returns uint8, the label at its own height and width.
 
     Raises:
       UserError: an image without a label.
@@ -77,7 +77,7 @@ class Examples:
   def keep(self, kind: str, id_: str, original: np.ndarray) -> np.ndarray:
     """Resizes a decoded 'image' or 'label' and caches the result."""
     resize = fit.image if kind == 'image' else fit.label
-    return self._keep(kind, id_, resize(original, self._side, self._fit))
+    return self._keep(kind, id_, resize(original, self._size, self._fit))
 
   def _keep(self, kind, id_, array):
     array.flags.writeable = False
@@ -95,7 +95,7 @@ class Examples:
       return self._keep(kind, id_, self._weaken(id_))
     label = self._source.label(id_)
     if label is None:
-      label = np.full((self._side, self._side), images.VOID, np.uint8)
+      label = np.full(self._size, images.VOID, np.uint8)
     return self.keep(kind, id_, label)
 
   def _weaken(self, id_):

@@ -1,14 +1,24 @@
-"""Images of any shape as squares, and answers back at the image's own shape."""
+"""Images of any shape as the networks see them, and answers back at their own.
 
-from typing import NamedTuple
+The networks see one rectangle, for most experiments a square. Sizes are
+(height, width), or one number for both.
+"""
+
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxseg.data.formats import images
+from jaxseg.errors import UserError
 
 POLICIES = ('', 'crop', 'pad', 'squeeze')
-# Long by short side that may be squeezed unasked.
+# One aspect by the other that may be squeezed unasked.
 MAX_ASPECT = 1.1
+# Sides that the networks may see: from, to, and what they are multiples of.
+SMALLEST, LARGEST, MULTIPLE = 32, 1024, 4
+
+Size = int | tuple[int, int]
 
 
 class Region(NamedTuple):
@@ -23,58 +33,108 @@ class Region(NamedTuple):
   width: int
 
 
-def region(shape: tuple[int, int], policy: str) -> Region:
-  """Returns what of an image of [H, W] the square of the networks shows.
+def size(data_config: Any) -> tuple[int, int]:
+  """Returns (height, width) of what the networks see, of `config.data`."""
+  return data_config.resolution, data_config.width or data_config.resolution
+
+
+def check_size(data_config: Any) -> None:
+  """Refuses sides that are too small, too large or cannot be halved twice.
+
+  Raises:
+    UserError: names the field, what it is and what it must be.
+  """
+  for name, side in zip(
+    ('resolution', 'width'), size(data_config), strict=True
+  ):
+    if side % MULTIPLE or not SMALLEST <= side <= LARGEST:
+      nearest = MULTIPLE * round(side / MULTIPLE)
+      nearest = min(max(nearest, SMALLEST), LARGEST)
+      raise UserError(
+        f'config.data.{name} is {side}, must be a multiple of {MULTIPLE} from '
+        f'{SMALLEST} to {LARGEST}; {nearest} is the nearest.'
+      )
+
+
+def region(shape: tuple[int, int], target: Size, policy: str) -> Region:
+  """Returns what of an image the rectangle of the networks shows.
 
   Args:
-    shape: (H, W).
-    policy: 'crop': the largest square in its centre; 'pad': the smallest
-      square around it; 'squeeze': the whole image, its sides scaled apart;
-      '': 'squeeze' up to `MAX_ASPECT`, else 'pad' (in training such images
-      are refused).
+    shape: (H, W) of the image.
+    target: size of the rectangle; only its aspect counts.
+    policy: 'crop': the largest rectangle of that aspect in the image's centre;
+      'pad': the smallest around it; 'squeeze': the whole image, its sides
+      scaled apart; '': 'squeeze' up to `MAX_ASPECT` between both aspects, else
+      'pad' (in training such images are refused).
   """
   h, w = shape
+  rows, columns = _aspect(target)
+  # Height and width of the image, each in units of the rectangle's.
+  tall, wide = h * columns, w * rows
   if not policy:
-    policy = 'pad' if max(h, w) > MAX_ASPECT * min(h, w) else 'squeeze'
-  if policy == 'squeeze' or h == w:
+    near = max(tall, wide) <= MAX_ASPECT * min(tall, wide)
+    policy = 'squeeze' if near else 'pad'
+  if policy == 'squeeze' or tall == wide:
     return Region(0, 0, h, w)
-  side = min(h, w) if policy == 'crop' else max(h, w)
-  return Region((h - side) // 2, (w - side) // 2, side, side)
+  # One side stays: of a crop the one the image has less of.
+  if (policy == 'crop') == (tall < wide):
+    height, width = h, max(1, round(h * columns / rows))
+  else:
+    height, width = max(1, round(w * rows / columns)), w
+  return Region((h - height) // 2, (w - width) // 2, height, width)
 
 
-def image(array: np.ndarray, side: int, policy: str) -> np.ndarray:
-  """Returns uint8 [side, side, C] of uint8 [H, W, C]; padding is black."""
-  part = _cut(array, region(array.shape[:2], policy), 0)
-  return images.resize_image(part, side)
+def same_aspect(shape: tuple[int, int], target: Size) -> bool:
+  """Whether nothing is lost or bent when an image is brought to `target`."""
+  rows, columns = _aspect(target)
+  return shape[0] * columns == shape[1] * rows
 
 
-def label(array: np.ndarray, side: int, policy: str) -> np.ndarray:
-  """Returns uint8 [side, side] of uint8 [H, W]; padding is void."""
-  part = _cut(array, region(array.shape, policy), images.VOID)
-  return images.resize_label(part, side)
+def _aspect(target):
+  """(rows, columns) in lowest terms: (1, 1) of every square."""
+  height, width = (target, target) if isinstance(target, int) else target
+  divisor = math.gcd(height, width)
+  return height // divisor, width // divisor
 
 
-def seen(array: np.ndarray, policy: str) -> np.ndarray:
+def image(array: np.ndarray, target: Size, policy: str) -> np.ndarray:
+  """Returns uint8 [*target, C] of uint8 [H, W, C]; padding is black."""
+  part = _cut(array, region(array.shape[:2], target, policy), 0)
+  return images.resize_image(part, target)
+
+
+def label(array: np.ndarray, target: Size, policy: str) -> np.ndarray:
+  """Returns uint8 [*target] of uint8 [H, W]; padding is void."""
+  part = _cut(array, region(array.shape, target, policy), images.VOID)
+  return images.resize_label(part, target)
+
+
+def seen(array: np.ndarray, target: Size, policy: str) -> np.ndarray:
   """Returns a label [H, W] with void wherever the networks saw nothing."""
-  part = _cut(array, region(array.shape, policy), images.VOID)
-  return undo(part, array.shape, policy, images.VOID)
+  part = _cut(array, region(array.shape, target, policy), images.VOID)
+  return undo(part, array.shape, target, policy, images.VOID)
 
 
 def undo(
-  part: np.ndarray, shape: tuple[int, int], policy: str, outside: float
+  part: np.ndarray,
+  shape: tuple[int, int],
+  target: Size,
+  policy: str,
+  outside: float,
 ) -> np.ndarray:
   """Puts the region's pixels back to their place in the image.
 
   Args:
-    part: [height, width, ...] of `region(shape, policy)`.
+    part: [height, width, ...] of `region(shape, target, policy)`.
     shape: (H, W) of the image.
+    target: see `region`.
     policy: see `region`.
     outside: the value where the networks saw nothing.
 
   Returns:
     [H, W, ...].
   """
-  r = region(shape, policy)
+  r = region(shape, target, policy)
   if r == (0, 0, *shape):
     return part
   whole = np.full((*shape, *part.shape[2:]), outside, part.dtype)

@@ -57,8 +57,8 @@ def train_batches(
     process_count: processes that share each batch.
 
   Returns:
-    Iterator of {'image': float32 [n, R, R, C] in [-1, 1], 'label': int32
-    [n, R, R], 'unlabelled': float32 [m, R, R, C]} and what `streams` adds to
+    Iterator of {'image': float32 [n, H, W, C] in [-1, 1], 'label': int32
+    [n, H, W], 'unlabelled': float32 [m, H, W, C]} and what `streams` adds to
     them, without the keys of a stream that is off; n and m are the sizes above
     / process_count.
 
@@ -203,7 +203,7 @@ def eval_batches(
     batch_size: N.
 
   Yields:
-    {'image': float32 [N, R, R, C] in [-1, 1], 'label': int32 [N, R, R],
+    {'image': float32 [N, H, W, C] in [-1, 1], 'label': int32 [N, H, W],
     'ids': list of N str, 'valid': bool [N]}.
   """
   examples = Examples(source, config.data)

@@ -47,7 +47,7 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   every class as frequent as in the whole and starts with each class once, and
   so does that within a group of which only a part is needed. An
   official budget of exactly `num_labelled` images (or groups, as
-  `labelled_by` says) is preferred.
+  `labelled_by` says), or of what `labelled_fraction` comes to, is preferred.
 
   Args:
     source: the data set.
@@ -64,17 +64,11 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
     )
   splits = dict(source.splits)
   _check_names(source, data_config)
-  budget = drawing.budget(source, data_config)
-  rng = np.random.default_rng([seed, 1])
-  pool = splits.get('train', splits.get('all', ()))
-  drawn = set()
-  for name in ('test', 'val'):
-    if name not in splits:
-      fraction = data_config[f'{name}_fraction']
-      splits[name], pool = drawing.take(source, pool, fraction, budget, rng)
-      drawn.update(drawing.grouped(source, splits[name]))
-
-  labelled = drawing.labelled(source, pool, data_config, budget, seed)
+  n, budget = _asked_for(source, data_config, seed)
+  pool, scored = _take_scored(source, data_config, budget, seed)
+  splits |= scored
+  drawn = set(drawing.grouped(source, [i for v in scored.values() for i in v]))
+  labelled = drawing.labelled(source, pool, data_config, n, budget, seed)
   extra = [s for s in splits if s in ('unlabelled', 'unlabeled')]
   extra += [s for s in data_config.unlabelled if s not in extra]
   unlabelled = list(pool) + [id_ for s in extra for id_ in splits[s]]
@@ -96,6 +90,34 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   return rehash(result)
 
 
+def _asked_for(source, data_config, seed):
+  """Returns (how many images or groups may use their labels, official ids)."""
+  n = data_config.num_labelled
+  if not data_config.labelled_fraction:
+    return n, drawing.budget(source, data_config, n)
+
+  def fraction_of_pool(budget):
+    pool, _ = _take_scored(source, data_config, budget, seed)
+    return drawing.number_labelled(source, pool, data_config)
+
+  n = fraction_of_pool(())
+  budget = drawing.budget(source, data_config, n)
+  # Not to score the budget's images may leave others to train on.
+  return n, budget if fraction_of_pool(budget) == n else ()
+
+
+def _take_scored(source, data_config, budget, seed):
+  """Returns what trains, and {split: ids} of those that have to be drawn."""
+  rng = np.random.default_rng([seed, 1])
+  pool = source.splits.get('train', source.splits.get('all', ()))
+  taken = {}
+  for name in ('test', 'val'):
+    if name not in source.splits:
+      fraction = data_config[f'{name}_fraction']
+      taken[name], pool = drawing.take(source, pool, fraction, budget, rng)
+  return pool, taken
+
+
 def rehash(splits: Splits) -> Splits:
   """Returns the splits with the hash of their ids."""
   return splits._replace(hash=_hash(splits))
@@ -108,7 +130,7 @@ def require_unlabelled(splits: Splits) -> None:
       'the data set gives no unlabelled images, which this method learns '
       'from, expected at least one; add images without a label file, name '
       'more splits in --config.data.unlabelled or lower '
-      '--config.data.num_labelled'
+      '--config.data.num_labelled or labelled_fraction'
     )
 
 
@@ -221,6 +243,7 @@ def _check_names(source, data_config):
       'name them in splits.json or by --config.data.group_by, or set '
       '--config.data.labelled_by=image'
     )
+  drawing.check_fraction(data_config)
   if data_config.num_labelled < 0:
     raise UserError(
       f'config.data.num_labelled is {data_config.num_labelled}, expected 0 '

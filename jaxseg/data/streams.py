@@ -26,7 +26,7 @@ def labelled(
   seed: int,
   length: int,
 ) -> grain.MapDataset:
-  """Elements {'image': uint8 or float32 [R, R, C], 'label': uint8 [R, R]}.
+  """Elements {'image': uint8 or float32 [H, W, C], 'label': uint8 [H, W]}.
 
   With `weak.kind` 'tags' the label is void and 'tags' float32 [K] tells the
   classes of the image. The label is that of `Examples.training_label`.
@@ -66,10 +66,10 @@ def unlabelled(
   seed: int,
   length: int,
 ) -> grain.MapDataset:
-  """Elements {'unlabelled': [R, R, C]}, moved but not recoloured.
+  """Elements {'unlabelled': [H, W, C]}, moved but not recoloured.
 
-  With `strong.views` V > 0 also 'unlabelled_strong' [V, R, R, C], the same
-  image recoloured strongly, and 'cutmix' float32 [V, R, R], 1 where the strong
+  With `strong.views` V > 0 also 'unlabelled_strong' [V, H, W, C], the same
+  image recoloured strongly, and 'cutmix' float32 [V, H, W], 1 where the strong
   view shall show another image of the batch (see `views.cutmix`).
   """
   augment = _fields(data_config.augment, **dict.fromkeys(COLOUR_FIELDS, 0))
@@ -87,7 +87,8 @@ def unlabelled(
     image = transforms.normalise(image)
     seen = [views.strong(image, rng, strong) for _ in range(strong.views)]
     boxes = [
-      views.cutmix_box(rng, image.shape[0], strong) for _ in range(strong.views)
+      views.cutmix_box(rng, image.shape[:2], strong)
+      for _ in range(strong.views)
     ]
     return {
       'unlabelled': image,

@@ -82,36 +82,37 @@ def strong(
 
 
 def cutmix_box(
-  rng: np.random.Generator, side: int, strong_config: Any
+  rng: np.random.Generator, size: tuple[int, int], strong_config: Any
 ) -> np.ndarray:
   """Draws the box of another image that a view is to show.
 
   Area and aspect are drawn evenly, then the place evenly among those where
   the box lies inside; aspects are as likely as they have such places, which
-  is what UniMatch's drawing until it fits comes to.
+  is what UniMatch's drawing until it fits comes to. Aspects are those of boxes
+  in a square, which is then stretched to the image.
 
   Args:
     rng: source of randomness; always 5 numbers are drawn.
-    side: R.
+    size: (H, W).
     strong_config: `config.data.strong`; `cutmix_area` is the part of the
       image.
 
   Returns:
-    float32 [R, R], 1 inside the box and 0 outside; with probability
+    float32 [H, W], 1 inside the box and 0 outside; with probability
     1 - `cutmix_probability` all 0.
   """
   c = strong_config
   u = rng.uniform(size=5)
-  mask = np.zeros((side, side), np.float32)
+  mask, (height, width) = np.zeros(size, np.float32), size
   if u[0] >= c.cutmix_probability:
     return mask
   low, high = c.cutmix_area
-  area = (low + u[1] * (high - low)) * side**2
-  aspects = np.linspace(*CUTMIX_ASPECT, 256)
+  area = (low + u[1] * (high - low)) * (height * width)
+  aspects = np.linspace(*CUTMIX_ASPECT, 256) * (height / width)
   heights = np.sqrt(area * aspects).astype(int)
   widths = np.sqrt(area / aspects).astype(int)
-  rows = np.maximum(side + 1 - heights, 0)  # places for the upper edge
-  columns = np.maximum(side + 1 - widths, 0)
+  rows = np.maximum(height + 1 - heights, 0)  # places for the upper edge
+  columns = np.maximum(width + 1 - widths, 0)
   places = np.cumsum(rows * columns)
   i = np.searchsorted(places, u[2] * places[-1], side='right')
   top, left = int(u[3] * rows[i]), int(u[4] * columns[i])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
@@ -61,7 +62,7 @@ def make(
 
   Args:
     num_classes: K.
-    resolution: side of the images, at least 32.
+    resolution: shorter side of the images, at least 32.
     channels: image channels.
     total_steps: length of all curves.
     net: see `jaxseg.nets.segmenters.Net`; D computes in its dtype.
@@ -75,7 +76,7 @@ def make(
   Raises:
     UserError: a setting outside its choices.
   """
-  _check_numbers('', resolution, semi_threshold, semi_start)
+  _check_numbers('', (resolution,), semi_threshold, semi_start)
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
@@ -248,17 +249,18 @@ def check(where: str, fields: Any, data: Any) -> None:
     )
   args = fields.args
   _check_numbers(
-    f'{where}.args.', data.resolution, args.semi_threshold, args.semi_start
+    f'{where}.args.', fit.size(data), args.semi_threshold, args.semi_start
   )
 
 
-def _check_numbers(prefix, resolution, semi_threshold, semi_start):
-  if resolution < STRIDE:
-    field = 'config.data.resolution' if prefix else 'resolution'
-    raise UserError(
-      f'{field} is {resolution}, must be at least {STRIDE} for adv_ssl, whose '
-      'discriminator halves its input five times.'
-    )
+def _check_numbers(prefix, size, semi_threshold, semi_start):
+  for field, side in zip(('resolution', 'width'), size, strict=False):
+    if side < STRIDE:
+      raise UserError(
+        f'{"config.data." * bool(prefix)}{field} is {side}, must be at least '
+        f'{STRIDE} for adv_ssl, whose discriminator halves its input five '
+        'times.'
+      )
   for name, value in (
     ('semi_threshold', semi_threshold), ('semi_start', semi_start),
   ):  # fmt: skip

@@ -57,7 +57,7 @@ def make(
 
   Args:
     num_classes: K.
-    resolution: side of the images.
+    resolution: shorter side of the images, for the shapes of `init`.
     channels: image channels.
     total_steps: length of the learning-rate curve.
     net: see `jaxseg.nets.segmenters.Net`.
@@ -93,7 +93,7 @@ def make(
     )
 
   def teach(state, images, key):
-    """The teacher's classes, int32 [N, R, R]."""
+    """The teacher's classes, int32 [N, H, W]."""
     teacher = state.ema['seg']
     if teacher_train:
       logits, _ = segmenting.train_logits(
@@ -125,7 +125,7 @@ def make(
 
   def train_step(state, batch):
     keys = jax.random.split(segmenting.step_key(state), 4)
-    inside = random_box(keys[0], resolution, box)
+    inside = random_box(keys[0], batch['image'].shape[1:3], box)
     halves = mixtures(state, batch, inside, keys[1])
 
     def loss_fn(params):
@@ -149,21 +149,25 @@ def make(
   return segmenting.as_method(seg, init, train_step)
 
 
-def random_box(key: jax.Array, side: int, part: float) -> jax.Array:
-  """A square at a random place, all places alike.
+def random_box(key: jax.Array, size: tuple[int, int], part: float) -> jax.Array:
+  """A box of the image's aspect at a random place, all places alike.
 
   Args:
     key: random key.
-    side: R.
-    part: side of the square, as a part of R; rounded down, at least a pixel.
+    size: (H, W).
+    part: side of the box, as a part of the image's; rounded down, at least a
+      pixel.
 
   Returns:
-    bool [R, R], True inside.
+    bool [H, W], True inside.
   """
-  size = max(1, int(part * side))
-  start = jax.random.randint(key, (2, 1), 0, side - size + 1)
-  place = jnp.arange(side)
-  rows, columns = (place >= start) & (place < start + size)
+  box = [max(1, int(part * side)) for side in size]
+  last = jnp.array([side - n + 1 for side, n in zip(size, box, strict=True)])
+  starts = jax.random.randint(key, (2,), 0, last)
+  rows, columns = (
+    (jnp.arange(side) >= start) & (jnp.arange(side) < start + n)
+    for side, n, start in zip(size, box, starts, strict=True)
+  )
   return rows[:, None] & columns
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg import method
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import flaws, segmentation
 from jaxseg.losses.segmentation import Loss
@@ -87,7 +88,7 @@ def make(
 
   Args:
     num_classes: K.
-    resolution: side of the images.
+    resolution: shorter side of the images, for the detector's stride.
     channels: image channels.
     total_steps: length of all curves.
     net: see `jaxseg.nets.segmenters.Net`; of both segmenters.
@@ -308,7 +309,7 @@ def check(where: str, fields: Any, data: Any) -> None:
   args = fields.args
   _check_settings(
     f'{where}.args.', args.mode, args.predict_with, Detector(**args.detector),
-    args.xi, args.dc_ramp_up, data.resolution,
+    args.xi, args.dc_ramp_up, min(fit.size(data)),
   )  # fmt: skip
 
 
@@ -345,6 +346,7 @@ def _check_settings(
     least = flaw_detector.smallest_side(stride, 2)
     raise UserError(
       f'{where}detector.stride is {detector.stride}, which needs images of at '
-      f'least {least} pixels a side (config.data.resolution is {resolution}); '
-      'set it to 0 for the greatest that fits, or enlarge the images.'
+      f'least {least} pixels a side (config.data: the shorter side is '
+      f'{resolution}); set it to 0 for the greatest that fits, or enlarge the '
+      'images.'
     )

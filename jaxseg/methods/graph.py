@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import entropy, graph, segmentation
 from jaxseg.losses.segmentation import VOID, Loss
@@ -68,7 +69,7 @@ def make(
 
   Args:
     num_classes: K.
-    resolution: side of the images.
+    resolution: shorter side of the images.
     channels: image channels.
     total_steps: length of the learning-rate curve.
     net: see `jaxseg.nets.segmenters.Net`.
@@ -85,7 +86,7 @@ def make(
   Raises:
     UserError: a setting outside its choices.
   """
-  _refuse('graph', image, pixel, resolution)
+  _refuse('graph', image, pixel, (resolution, resolution))
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
@@ -199,7 +200,7 @@ def check(where: str, fields: Any, data: Any) -> None:
   segmenting_checks.check_semi_supervised(where, fields, data)
   image = ImageGraph(**fields.args.image)
   _refuse(
-    f'{where}.args', image, PixelGraph(**fields.args.pixel), data.resolution
+    f'{where}.args', image, PixelGraph(**fields.args.pixel), fit.size(data)
   )
   images = fields.batch_size + fields.unlabelled_batch_size
   if image.weight and image.neighbours >= images:
@@ -209,7 +210,7 @@ def check(where: str, fields: Any, data: Any) -> None:
     )
 
 
-def _refuse(where, image, pixel, resolution):
+def _refuse(where, image, pixel, size):
   choices = (
     ('image.affinity', image.affinity, graph.AFFINITIES),
     ('pixel.form', pixel.form, graph.FORMS),
@@ -226,8 +227,9 @@ def _refuse(where, image, pixel, resolution):
       f'{where}.image.neighbours is {image.neighbours}, must be at least 1; '
       'set image.weight to 0 to leave the graph of images out.'
     )
-  if image.grid < 1 or resolution % image.grid:
-    raise UserError(
-      f'{where}.image.grid is {image.grid}, must divide the {resolution} '
-      'pixels of a side (config.data.resolution).'
-    )
+  for field, side in zip(('resolution', 'width'), size, strict=True):
+    if image.grid < 1 or side % image.grid:
+      raise UserError(
+        f'{where}.image.grid is {image.grid}, must divide the {side} pixels of '
+        f'a side (config.data.{field}).'
+      )

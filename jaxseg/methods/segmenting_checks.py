@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg import optimizers, writers
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.nets import imagenet, segmenters
 
@@ -43,11 +44,12 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
       'has labelled and unlabelled images in one batch, or always.'
     )
   side = 2**net.depth
-  if net.arch == 'unet' and data.resolution % side:
-    raise UserError(
-      f'{where}.args.net.depth is {net.depth}, but {data.resolution} pixels '
-      f'(config.data.resolution) cannot be halved so often.'
-    )
+  for name, pixels in zip(('resolution', 'width'), fit.size(data), strict=True):
+    if net.arch == 'unet' and pixels % side:
+      raise UserError(
+        f'{where}.args.net.depth is {net.depth}, but {pixels} pixels '
+        f'(config.data.{name}) cannot be halved so often.'
+      )
   if net.weights:
     backbone = segmenters.imagenet_backbone(net)
     if backbone is None:
@@ -85,7 +87,7 @@ def _check_statistics(where, fields, data, net):
         f"statistics for the decoder of {net.arch}; set it to 'batch'."
       )
   one_pixel = net.arch == 'deeplab_v3plus' or (
-    net.arch == 'unet' and 2**net.depth == data.resolution
+    net.arch == 'unet' and 2**net.depth == max(fit.size(data))
   )
   if net.norm != 'batch' or not one_pixel:
     return

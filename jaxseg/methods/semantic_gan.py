@@ -7,12 +7,13 @@ implementation adds to the paper (hinge loss and feature matching for D_m, the
 stop-gradient, lazy regularisation), the default follows it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import gan, segmentation
 from jaxseg.method import (
@@ -380,6 +381,27 @@ def make(
     return {'sample': image, 'sample_label': probabilities.argmax(-1)}
 
   return Method(init, train_step, sample=sample, pictures=pictures)
+
+
+def check(where: str, fields: Any, data: Any) -> None:
+  """Refuses images that the generator cannot draw.
+
+  Args:
+    where: 'config.STAGE'.
+    fields: its fields.
+    data: config.data.
+
+  Raises:
+    UserError: the networks do not see a square whose side is a power of two.
+  """
+  height, width = fit.size(data)
+  if height != width or height & (height - 1):
+    raise UserError(
+      f'config.data.resolution is {data.resolution} and config.data.width '
+      f'{data.width}, but {where} ({fields.method}) draws squares whose side '
+      'is a power of two; set config.data.width=0 and config.data.resolution '
+      'to 32, 64, 128, 256, 512 or 1024.'
+    )
 
 
 def _optimizers(lr_g, lr_d, b1, b2, lazy, r1_every, path_every):

@@ -58,7 +58,7 @@ def make(
 
   Args:
     num_classes: K.
-    resolution: side of the images.
+    resolution: shorter side of the images.
     channels: image channels.
     total_steps: length of the learning-rate curve.
     net: see `jaxseg.nets.segmenters.Net`.
@@ -107,7 +107,7 @@ def make(
     return logits[:n], logits[n : n + m], logits[-m:], stats
 
   def strong_pass(params, stats, images, key):
-    """Logits [M, V, R, R, K] of the views [M, V, R, R, C]."""
+    """Logits [M, V, H, W, K] of the views [M, V, H, W, C]."""
     flat = images.reshape(-1, *images.shape[2:])
     logits, stats = segmenting.train_logits(seg, params, stats, flat, key)
     return logits.reshape(*images.shape[:-1], num_classes), stats
@@ -196,7 +196,7 @@ def drop_channels(key: jax.Array, features: Features, rate: float) -> Features:
 
 
 def cutmix(arrays: jax.Array, boxes: jax.Array) -> jax.Array:
-  """`jaxseg.data.views.cutmix` of each view, [M, V, R, R, ...]."""
+  """`jaxseg.data.views.cutmix` of each view, [M, V, H, W, ...]."""
   return jax.vmap(strong_views.cutmix, in_axes=1, out_axes=1)(arrays, boxes)
 
 

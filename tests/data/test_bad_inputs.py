@@ -155,7 +155,7 @@ GOOD = {
 
 def inspect(root, config, channels=3):
   config.data.source, config.data.channels = f'folder:{root}', channels
-  return checks.inspect(sources.load(config.data), resolution=32)
+  return checks.inspect(sources.load(config.data), target=(32, 32))
 
 
 def train(root, config, channels=3):

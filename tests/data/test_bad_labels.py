@@ -72,7 +72,7 @@ def save(root, *arrays, **options):
 
 def inspect(root, config):
   config.data.source = f'folder:{root}'
-  return checks.inspect(sources.load(config.data), resolution=32)[0]
+  return checks.inspect(sources.load(config.data), target=(32, 32))[0]
 
 
 def train(root, config):

@@ -19,7 +19,7 @@ def load(root, config):
 
 
 def grave(root, config):
-  found, _ = checks.inspect(load(root, config), resolution=32)
+  found, _ = checks.inspect(load(root, config), target=(32, 32))
   return [p for p in found if p.severity == 'refuse']
 
 

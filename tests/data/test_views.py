@@ -176,7 +176,7 @@ def test_cutmix_box(config):
   c.cutmix_probability = 1.0
   areas, tops, aspects = [], [], []
   for seed in range(400):
-    mask = views.cutmix_box(rng(seed), 64, c)
+    mask = views.cutmix_box(rng(seed), (64, 64), c)
     assert mask.dtype == np.float32 and mask.shape == (64, 64)
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     h, w = len(rows), len(columns)
@@ -193,13 +193,15 @@ def test_cutmix_box(config):
 
 def test_cutmix_box_is_drawn_as_often_as_asked(config):
   c = config.data.strong
-  boxes = [views.cutmix_box(rng(seed), 32, c).any() for seed in range(200)]
+  boxes = [
+    views.cutmix_box(rng(seed), (32, 32), c).any() for seed in range(200)
+  ]
   assert 0.4 < np.mean(boxes) < 0.6
   ends = set()
   for probability in (0.0, 1.0):
     c.cutmix_probability = probability
     generator = rng(3)
-    assert views.cutmix_box(generator, 32, c).any() == bool(probability)
+    assert views.cutmix_box(generator, (32, 32), c).any() == bool(probability)
     ends.add(str(generator.bit_generator.state))
   assert len(ends) == 1
 
@@ -208,7 +210,9 @@ def test_cutmix_box_as_drawing_until_it_fits(config):
   """The distribution of UniMatch's loop, of the heights."""
   c = config.data.strong
   c.cutmix_probability, c.cutmix_area = 1.0, (0.3, 0.4)
-  ours = [views.cutmix_box(rng(s), 64, c).any(1).sum() for s in range(1500)]
+  ours = [
+    views.cutmix_box(rng(s), (64, 64), c).any(1).sum() for s in range(1500)
+  ]
   loop, generator = [], rng(0)
   while len(loop) < 1500:
     area = generator.uniform(0.3, 0.4) * 64**2
@@ -226,13 +230,31 @@ def test_cutmix_box_as_drawing_until_it_fits(config):
   )
 
 
+def test_boxes_of_a_rectangle_are_those_of_a_square_stretched(config):
+  c = config.data.strong
+  c.cutmix_probability = 1.0
+  for seed in range(50):
+    square, wide = (
+      views.cutmix_box(rng(seed), size, c) for size in ((64, 64), (64, 256))
+    )
+    assert wide.shape == (64, 256)
+    rows, columns = (
+      [np.ptp(np.flatnonzero(m.any(axis))) + 1 for m in (square, wide)]
+      for axis in (1, 0)
+    )
+    # Another box may have its turn where sides are cut to whole pixels.
+    np.testing.assert_allclose(rows[1], rows[0], rtol=0.05, atol=1)
+    np.testing.assert_allclose(columns[1], 4 * columns[0], rtol=0.05, atol=4)
+
+
+@pytest.mark.parametrize('shape', [(32, 32), (32, 128), (200, 100)])
 @pytest.mark.parametrize('area', [(0.99, 0.99), (0.0005, 0.0005)])
-def test_extreme_boxes(config, area):
+def test_extreme_boxes(config, area, shape):
   c = config.data.strong
   c.cutmix_probability, c.cutmix_area = 1.0, area
   for seed in range(20):
-    mask = views.cutmix_box(rng(seed), 32, c)
-    assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 1}
+    mask = views.cutmix_box(rng(seed), shape, c)
+    assert mask.shape == shape and set(np.unique(mask)) <= {0, 1}
     assert mask.mean() <= area[0]
     if area[0] > 0.5:
       assert mask.mean() > 0.9

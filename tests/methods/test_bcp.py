@@ -200,9 +200,20 @@ def test_teacher_in_training_ignores_its_stored_statistics():
   assert abs(first['unlabelled_ce'] - second['unlabelled_ce']) > 1e-3
 
 
+def test_boxes_have_the_aspect_of_the_image():
+  draw = jax.vmap(lambda key: bcp.random_box(key, (6, 12), 2 / 3))
+  boxes = np.asarray(quick_jit(draw)(jax.random.split(jax.random.key(0), 200)))
+  corners = set()
+  for box in boxes:
+    rows, columns = (np.flatnonzero(box.any(axis)) for axis in (1, 0))
+    assert (len(rows), len(columns), box.sum()) == (4, 8, 32)
+    corners.add((rows[0], columns[0]))
+  assert corners == {(i, j) for i in range(3) for j in range(5)}
+
+
 @pytest.mark.parametrize('part', [2 / 3, 0.05])
 def test_boxes_are_squares_everywhere(part):
-  draw = jax.vmap(lambda key: bcp.random_box(key, 12, part))
+  draw = jax.vmap(lambda key: bcp.random_box(key, (12, 12), part))
   boxes = np.asarray(quick_jit(draw)(jax.random.split(jax.random.key(0), 400)))
   size = {2 / 3: 8, 0.05: 1}[part]
   corners = set()

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from jaxseg.data import problems
+from jaxseg.data import fit, problems
 from jaxseg.data import splits as data_splits
 from jaxseg.data.examples import Examples, num_threads
 from jaxseg.data.inspection import leaks, set_checks
@@ -35,7 +36,7 @@ def check(
   Refused are: images and labels of labelled and scored images that cannot be
   read, labels that are missing, of another size than their image, or with ids
   of no class; masks of 0 and 255 alone; labelled images that are void, or
-  nearly all empty; images that are not square while `config.data.fit` is '';
+  nearly all empty; images of another aspect while `config.data.fit` is '';
   an image that trains and, with the same pixels, is scored. Unlabelled images
   that cannot be read are left out, up to `config.data.max_bad_fraction` of
   them. All else is mentioned on stderr. What was read stays in the cache.
@@ -60,13 +61,14 @@ def check(
   strict = labelled.union(scored)
   used = _joined([splits.labelled, splits.unlabelled, scored])
   keep = Examples(source, data_config).keep
+  target = fit.size(data_config)
   seen = _look_through(
     source,
     {
       id_: ('refuse' if id_ in strict else 'skip', id_ in strict)
       for id_ in used
     },
-    data_config.resolution,
+    target,
     keep,
   )
   found = [*source.problems]
@@ -79,9 +81,9 @@ def check(
     [seen[i] for i in scored if i not in labelled],
   )
   every = list(seen.values())
-  found += set_checks.about_images(source, every, data_config.resolution)
+  found += set_checks.about_images(source, every, target)
   if not data_config.fit:
-    found += set_checks.about_shapes(source, every)
+    found += set_checks.about_shapes(source, every, target=target)
   training = _joined([splits.labelled, splits.unlabelled])
   found += leaks.about_copies(
     source, seen, training, scored, data_config.allow_leaks
@@ -106,8 +108,8 @@ def check_further(
   """Refuses images that are scored after training as `check` would have.
 
   They are compared with the labelled images, not with the unlabelled: these
-  may be many more than what is scored. Any shape will do: how images become
-  square was decided in training.
+  may be many more than what is scored. Any shape will do: how images get that
+  of the networks was decided in training.
 
   Args:
     source: the data set, the further sets beside it.
@@ -118,17 +120,18 @@ def check_further(
   Raises:
     DataError: names the first few mistakes and counts the others.
   """
+  target = fit.size(data_config)
   seen = _look_through(
     source,
     dict.fromkeys([*labelled, *scored], ('refuse', True)),
-    data_config.resolution,
+    target,
     Examples(source, data_config).keep,
   )
   further = [seen[id_] for id_ in scored]
   found = list(itertools.chain.from_iterable(s.problems for s in further))
   trained = [seen[id_] for id_ in labelled]
   found += set_checks.about_labels(source, trained, further)
-  found += set_checks.about_images(source, further, data_config.resolution)
+  found += set_checks.about_images(source, further, target)
   found += leaks.about_copies(
     source, seen, labelled, scored, data_config.allow_leaks
   )
@@ -140,8 +143,8 @@ def inspect(
   source: Source,
   ids: Sequence[str] | None = None,
   *,
-  resolution: int | None = None,
-  fit: str | None = None,
+  target: tuple[int, int] | None = None,
+  policy: str | None = None,
 ) -> tuple[list[Problem], Statistics]:
   """Reads a whole data set and finds everything at once; see `check`.
 
@@ -151,9 +154,10 @@ def inspect(
   Args:
     source: the data set.
     ids: of the images to look at; None: all in its splits.
-    resolution: side of what networks will see; classes lost there are found.
-    fit: `config.data.fit`; None: not decided, so that other shapes than
-      squares are only noted.
+    target: (height, width) that networks will see; classes lost there are
+      found. None: not decided.
+    policy: `config.data.fit`; None: not decided, so that other shapes than
+      theirs, or squares, are only noted.
 
   Returns:
     The problems, the gravest first, and the counts.
@@ -168,7 +172,7 @@ def inspect(
   for id_ in dict.fromkeys(ids):
     needs_label = id_ in needed or source.has_label(id_)
     roles[id_] = ('refuse' if needs_label else 'skip', needs_label)
-  seen = _look_through(source, roles, resolution)
+  seen = _look_through(source, roles, target)
   found = [*source.problems]
   found += itertools.chain.from_iterable(s.problems for s in seen.values())
   every = list(seen.values())
@@ -177,10 +181,10 @@ def inspect(
     [s for s in every if s.id not in needed],
     [s for s in every if s.id in needed],
   )
-  found += set_checks.about_images(source, every, resolution)
-  if not fit:
-    severity = 'note' if fit is None else 'refuse'
-    found += set_checks.about_shapes(source, every, severity)
+  found += set_checks.about_images(source, every, target)
+  if not policy:
+    severity = 'note' if policy is None else 'refuse'
+    found += set_checks.about_shapes(source, every, severity, target)
   found += leaks.in_both(source, training, scored)
   found += leaks.about_copies(source, seen, training, scored)
   return problems.in_order(found), set_checks.statistics(every)
@@ -203,14 +207,14 @@ def tell(found: Sequence[Problem], report: str | os.PathLike | None) -> None:
     print(f'jaxseg: all is listed in {report}', file=sys.stderr)
 
 
-def _look_through(source, roles, resolution, keep=None) -> dict[str, Seen]:
+def _look_through(source, roles, target, keep=None) -> dict[str, Seen]:
   """Examines images in threads; roles: {id: (severity, needs a label)}."""
 
   def one(item):
     id_, (severity, needs_label) = item
     return examine(
       source, id_, severity=severity, needs_label=needs_label,
-      resolution=resolution, keep=keep,
+      target=target, keep=keep,
     )  # fmt: skip
 
   with futures.ThreadPoolExecutor(num_threads()) as pool:
@@ -275,12 +279,7 @@ def _is_scored(name):
 
 
 def _check_config(source, splits, data_config):
-  side = data_config.resolution
-  if side & (side - 1) or not 32 <= side <= 1024:
-    raise UserError(
-      f'config.data.resolution is {side}, expected a power of two from 32 to '
-      '1024; change --config.data.resolution'
-    )
+  fit.check_size(data_config)
   if data_config.channels not in (1, 3):
     raise UserError(
       f'config.data.channels is {data_config.channels}, expected 1 (grey) or '
@@ -289,7 +288,7 @@ def _check_config(source, splits, data_config):
   training = _joined([splits.labelled, splits.unlabelled])
   scored = _joined([splits.val, splits.test, *splits.ood.values()])
   n = len(training) * (1 + data_config.workers) + len(scored)
-  needed = n * side**2 * (data_config.channels + 1)
+  needed = n * math.prod(fit.size(data_config)) * (data_config.channels + 1)
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if data_config.cache and needed > 0.8 * total:
     raise UserError(

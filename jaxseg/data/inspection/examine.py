@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     pixels: int64 [256], pixels of each id in the label; None: no label.
     label_digest: stands for the label.
     between: bool [256], ids that look interpolated, see `interpolated`.
-    lost: bool [256], ids that are gone at the networks' resolution.
+    lost: bool [256], ids that are gone at the size that the networks see.
     palette: colour of each id in the label, where its file is indexed.
     colours: of a label file whose colours stand for no ids.
   """
@@ -60,7 +60,7 @@ def examine(
   *,
   severity: str,
   needs_label: bool,
-  resolution: int | None = None,
+  target: tuple[int, int] | None = None,
   keep: Callable[[str, str, np.ndarray], object] | None = None,
 ) -> Seen:
   """Reads one image, and its label if it needs one; never raises.
@@ -70,7 +70,8 @@ def examine(
     id_: of the image.
     severity: of mistakes in its files, 'refuse' or 'skip'.
     needs_label: whether the label is read, and must be there.
-    resolution: side of what the networks see; classes lost there are found.
+    target: (height, width) that the networks see; classes lost there are
+      found.
     keep: takes ('image' or 'label', id, array) of what was read.
   """
   path = source.path(id_)
@@ -82,8 +83,8 @@ def examine(
       found += _unusual_shape(image, path)
       if needs_label:
         seen, label = _see_label(seen, source, id_, image, mentioned)
-        if resolution:
-          small = images.resize_label(label, resolution)
+        if target:
+          small = images.resize_label(label, target)
           seen = seen._replace(lost=(seen.pixels > 0) & (_count(small) == 0))
         if keep:
           keep('label', id_, label)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxseg.data import fit
 from jaxseg.data.formats.images import VOID
 from jaxseg.data.inspection import colour_checks
 from jaxseg.data.inspection.examine import Seen, one_based
@@ -206,9 +207,15 @@ def _interpolated(source, seen, both):
 
 
 def about_images(
-  source: Source, seen: Sequence[Seen], resolution: int | None
+  source: Source, seen: Sequence[Seen], target: tuple[int, int] | None
 ) -> Iterator[Problem]:
-  """Yields notes on images of one colour, and on those to be enlarged."""
+  """Yields notes on images of one colour, and on those to be enlarged.
+
+  Args:
+    source: the data set.
+    seen: its images.
+    target: (height, width) that the networks see; None: not decided.
+  """
   flat = [s.id for s in seen if s.flat]
   if flat:
     yield Problem(
@@ -216,30 +223,53 @@ def about_images(
       f'{len(flat)} of {len(seen)} images have one colour only '
       f'({some(flat)}), expected pictures; remove them',
     )  # fmt: skip
-  small = [s.id for s in seen if s.size and min(s.size) < (resolution or 0)]
+  height, width = target or (0, 0)
+  small = [
+    s.id for s in seen if s.size and (s.size[0] < height or s.size[1] < width)
+  ]
   if small:
     yield Problem(
       'note', 'small_images', source.name,
       f'{len(small)} of {len(seen)} images are smaller than the '
-      f'{resolution}x{resolution} of the networks ({some(small)}), expected '
+      f'{width}x{height} of the networks ({some(small)}), expected '
       'at least that; they are enlarged',
     )  # fmt: skip
 
 
 def about_shapes(
-  source: Source, seen: Sequence[Seen], severity: str = 'refuse'
+  source: Source,
+  seen: Sequence[Seen],
+  severity: str = 'refuse',
+  target: tuple[int, int] | None = None,
 ) -> Iterator[Problem]:
-  """Yields which images are not square, if there are any."""
+  """Yields which images have another shape than the networks see, if any.
+
+  Args:
+    source: the data set.
+    seen: its images.
+    severity: of the problem.
+    target: (height, width) that the networks see; None: some square.
+  """
   sizes = Counter(s.size for s in seen if s.size)
-  oblong = {size: n for size, n in sizes.most_common() if size[0] != size[1]}
-  if oblong:
-    shown = [f'{w}x{h} ({n})' for (h, w), n in oblong.items()]
-    yield Problem(
-      severity, 'not_square', source.name,
-      f'{sum(oblong.values())} of {sizes.total()} images are not square '
-      f'({some(shown)}), expected squares, or a choice of how they become so; '
-      f'set {FIT_CHOICES}',
-    )  # fmt: skip
+  other = {
+    size: n
+    for size, n in sizes.most_common()
+    if not fit.same_aspect(size, target or 1)
+  }
+  if not other:
+    return
+  kind, are, squares = 'not_square', 'not square', 'squares'
+  if target and target[0] != target[1]:
+    size = f'{target[1]}x{target[0]}'
+    kind, are = 'other_aspect', f'of another aspect than the {size} of networks'
+    squares = 'the same'
+  shown = [f'{w}x{h} ({n})' for (h, w), n in other.items()]
+  yield Problem(
+    severity, kind, source.name,
+    f'{sum(other.values())} of {sizes.total()} images are {are} '
+    f'({some(shown)}), expected {squares}, or a choice of how they become so; '
+    f'set {FIT_CHOICES}',
+  )  # fmt: skip
 
 
 def _name(source, id_):

@@ -54,10 +54,10 @@ def test_cache_can_be_off(root, config):
   assert run(root, config)[0].cache == {}
 
 
-@pytest.mark.parametrize('side', [16, 33, 48, 2048])
+@pytest.mark.parametrize('side', [16, 33, 50, 2048])
 def test_resolution(root, config, side):
   config.data.resolution = side
-  with pytest.raises(UserError, match=f'resolution is {side}, expected a pow'):
+  with pytest.raises(UserError, match=f'resolution is {side}, must be a mult'):
     run(root, config)
 
 
@@ -241,6 +241,37 @@ def test_not_square(root, config):
     run(root, config)
 
 
+def test_shape_is_that_of_the_networks(root, config, capfd):
+  """Of 14 images one is twice as wide as high, and large enough."""
+  config.data.resolution, config.data.width = 32, 64
+  Image.new('L', (128, 64), 3).save(root / 'images/012.png')
+  with pytest.raises(DataError) as error:
+    run(root, config)
+  assert error.value.kind == 'other_aspect'
+  said = '13 of 14 images are of another aspect than the 64x32 of networks (32x'
+  assert said in str(error.value)
+  config.data.fit = 'pad'
+  opened = run(root, config)[0]
+  told = capfd.readouterr().err
+  assert '13 of 14 images are smaller than the 64x32 of the networks' in told
+  shapes = {key[0]: array.shape for key, array in opened.cache.items()}
+  assert shapes == {'image': (32, 64, 1), 'label': (32, 64)}
+
+
+def test_classes_lost_in_the_rectangle(root, config):
+  """A column between those that the networks see."""
+  label = np.zeros((64, 128), np.uint8)
+  label[:, 64] = 1
+  for path in (root / 'labels').iterdir():
+    Image.fromarray(label).save(path)
+    Image.new('L', (128, 64), 9).save(root / f'images/{path.stem}.png')
+  config.data.source = f'folder:{root}'
+  opened = sources.load(config.data)
+  for target, lost in (((64, 128), False), ((32, 32), True)):
+    found, _ = checks.inspect(opened, target=target, policy='squeeze')
+    assert any(p.kind == 'lost_class' for p in found) == lost
+
+
 def test_problems_of_opening_count(root, config):
   Image.new('L', (32, 32)).save(root / 'labels/nobody.png')
   with pytest.raises(DataError, match='nobody.png: the label has no image'):
@@ -272,7 +303,7 @@ def test_inspect_finds_everything_at_once(root, config):
   Image.new('L', (32, 32), 7).save(root / 'labels/004.png')
   Image.new('L', (32, 40)).save(root / 'labels/005.png')
   config.data.source = f'folder:{root}'
-  found, counts = checks.inspect(sources.load(config.data), resolution=64)
+  found, counts = checks.inspect(sources.load(config.data), target=(64, 64))
   kinds = {(p.severity, p.kind, p.path[-7:]) for p in found}
   assert {
     ('refuse', 'empty', '003.png'),
