@@ -1,5 +1,6 @@
-"""Ranger's parts, one at a time, and the learning-rate curve."""
+"""Ranger's parts, one at a time, and the learning-rate curves."""
 
+import golden_cyclegan
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,6 +157,76 @@ def test_warmup_climbs_to_the_highest_rate_then_follows_the_curve():
   np.testing.assert_allclose(curve(4), 0.4, rtol=1e-6)
   np.testing.assert_allclose(curve(12), 0.4 * 0.5**0.9, rtol=1e-5)
   assert curve(20) == 0
+
+
+def test_recorded_schedule_of_cyclegan():
+  """400 epochs of 7 steps; within an epoch the rate stays."""
+  recorded = golden_cyclegan.load('bookkeeping')
+  settings = optimizers.Optimizer(
+    lr=2e-4, schedule='linear', hold=0.25, period=7
+  )
+  curve = jax.jit(optimizers.schedule(settings, 400 * 7))
+  for within in (0, 6):
+    found = [curve(int(e) * 7 + within) for e in recorded['sched_epochs']]
+    wanted = 2e-4 * recorded['sched_factor']
+    assert_allclose(found, wanted, rtol=2e-5, atol=1e-10)
+  assert {0.5, 0} < set(recorded['sched_factor'])
+
+
+def test_linear_by_hand():
+  curve = optimizers.schedule(optimizers.Optimizer(lr=1, schedule='linear'), 4)
+  assert_allclose([curve(i) for i in range(6)], [1, 0.75, 0.5, 0.25, 0, 0])
+  held = optimizers.Optimizer(lr=1, schedule='linear', hold=0.5)
+  curve = optimizers.schedule(held, 8)
+  assert_allclose([curve(i) for i in (0, 4, 5, 7, 8)], [1, 1, 0.75, 0.25, 0])
+
+
+@pytest.mark.parametrize('name', ('cosine', 'poly', 'linear', 'constant'))
+def test_period_after_a_warmup_that_climbs_at_each_step(name):
+  each = optimizers.Optimizer(lr=0.4, schedule=name, warmup=0.2)
+  curve = optimizers.schedule(each, 20)
+  stepped = optimizers.schedule(each._replace(period=8), 20)
+  assert_allclose([stepped(i) for i in range(4)], [0.1, 0.2, 0.3, 0.4])
+  # The curve begins at step 4: it changes at 12 and 20.
+  assert_allclose([stepped(i) for i in (4, 11)], 2 * [curve(4)])
+  assert_allclose([stepped(i) for i in (12, 19)], 2 * [curve(12)])
+  assert_allclose(stepped(20), curve(20), atol=1e-7)
+
+
+def test_adam_by_hand():
+  """Kingma and Ba 2015, algorithm 1, with CycleGAN's b1."""
+  settings = optimizers.Optimizer(
+    name='adam', lr=0.1, schedule='constant', weight_decay=0.0, b1=0.5
+  )
+  p, m, v = np.array([1.0, -2.0, 0.5]), 0.0, 0.0
+  path = quadratic_path(settings, 6)
+  for i in range(6):
+    g = p * p + 0.1 * i - 0.3
+    m, v = 0.5 * m + 0.5 * g, 0.999 * v + 0.001 * g * g
+    corrected = m / (1 - 0.5 ** (i + 1)), v / (1 - 0.999 ** (i + 1))
+    p = p - 0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+    assert_allclose(path[i], p, atol=1e-5)
+
+
+def test_defaults_are_those_of_optax_to_the_bit(monkeypatch):
+  settings = optimizers.Optimizer()
+  found = quadratic_path(settings)
+  make = lambda settings, steps: optax.adamw(
+    optax.cosine_decay_schedule(1e-3, steps), weight_decay=1e-4
+  )
+  monkeypatch.setattr(optimizers, 'make', make)
+  np.testing.assert_array_equal(found, quadratic_path(settings))
+
+
+@pytest.mark.parametrize('field, value, match', (
+  ('hold', 1.0, 'optimizer.hold is 1.0, must be from 0 to below 1'),
+  ('b1', -0.1, 'optimizer.b1 is -0.1, must be from 0 to below 1'),
+  ('b2', 1.0, 'optimizer.b2 is 1.0, must be from 0 to below 1'),
+  ('period', 0, 'optimizer.period is 0, must be at least 1'),
+))  # fmt: skip
+def test_numbers_out_of_range_are_refused(field, value, match):
+  with pytest.raises(UserError, match=match):
+    optimizers.make(optimizers.Optimizer(**{field: value}), 10)
 
 
 @pytest.mark.parametrize('field', ['name', 'schedule'])

@@ -1,14 +1,21 @@
-"""D_m: spectral and instance norm, its pyramid."""
+"""D_m: spectral and instance norm, its pyramid. CycleGAN's discriminators."""
 
+import golden_cyclegan
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+import torch_functions as t
+from golden_cyclegan import nhwc
+from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
 from jaxseg.nets import discriminators, layers
-from jaxseg.nets.discriminators import SpectralConv
+from jaxseg.nets.discriminators import (
+  PatchGAN,
+  PixelDiscriminator,
+  SpectralConv,
+)
 
 
 @pytest.fixture(scope='module')
@@ -80,3 +87,196 @@ def test_halve_counts_the_border_with_its_true_size():
 
 def test_scores_are_the_last_outputs():
   assert discriminators.scores([[1, 2, 3], [4, 5]]) == [3, 5]
+
+
+def recorded_scores(net, params, arrays):
+  """(Scores, gradient of their mean square), as recorded."""
+
+  def loss(x):
+    y = net.apply({'params': params}, x)
+    return jnp.square(y).mean(), y
+
+  dx, y = quick_jit(jax.grad(loss, has_aux=True))(nhwc(arrays['x']))
+  return y, dx
+
+
+def assert_recorded(found, arrays):
+  y, dx = found
+  wanted, gradient = nhwc(arrays['out']), nhwc(arrays['dx'])
+  assert wanted.std() > 5e-3 and gradient.any()
+  assert_allclose(y, wanted, atol=2e-4 * wanted.std())
+  assert_allclose(dx, gradient, atol=1e-4 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize('norm', ('batch', 'instance'))
+def test_recorded_pixel_discriminator(norm):
+  arrays = golden_cyclegan.load(f'D_pixel_{norm}_4')
+  params = golden_cyclegan.pixel(arrays, 'p/')
+  net = PixelDiscriminator(8, norm)
+  assert_recorded(recorded_scores(net, params, arrays), arrays)
+
+
+def test_recorded_patchgan(shared):
+  path = shared / 'golden' / 'cyclegan' / 'D_nlayer_instance_4.npz'
+  arrays = dict(np.load(path))
+  params = golden_cyclegan.patch(arrays, 'p/')
+  net = PatchGAN(8, norm='instance')
+  assert_recorded(recorded_scores(net, params, arrays), arrays)
+
+
+def shapes_of(net, *shape, valid=None):
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  init = lambda x: net.init_with_output(jax.random.key(0), x, valid)
+  return jax.eval_shape(init, x)
+
+
+@pytest.mark.parametrize('net, channels, wanted', (
+  (PixelDiscriminator(norm='instance'), 3, 8_705),
+  (PixelDiscriminator(norm='instance'), 21, 9_857),
+  (PixelDiscriminator(norm='instance'), 1, 8_577),
+  # Two biases fewer, 128 and 1; 128 scales and biases more.
+  (PixelDiscriminator(norm='batch'), 3, 8_705 - 129 + 256),
+  (PatchGAN(norm='instance'), 3, 2_764_737),
+  (PatchGAN(norm='batch'), 3, 2_764_737 + 128 + 256 + 512),
+))  # fmt: skip
+def test_published_parameters(net, channels, wanted):
+  y, variables = shapes_of(net, 2, 32, 40, channels)
+  assert set(variables) == {'params'}
+  assert t.count(variables['params']) == wanted
+  sizes = (32, 40) if isinstance(net, PixelDiscriminator) else (2, 3)
+  assert (y.shape, y.dtype) == ((2, *sizes, 1), jnp.float32)
+
+
+@pytest.mark.parametrize('layers, side', ((1, 16), (2, 34), (3, 70)))
+def test_patches_are_as_large_as_published(layers, side):
+  """The pixels that one score depends on (Isola et al., appendix 6.1.2)."""
+  net = PatchGAN(1, layers, 'none')
+  x = jnp.ones((1, 150, 150, 1))
+  shape = jax.eval_shape(net.init, jax.random.key(0), x)
+  params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shape)['params']
+
+  def middle(x):
+    y = net.apply({'params': params}, x)
+    return y[0, y.shape[1] // 2, y.shape[2] // 2, 0]
+
+  seen = np.asarray(quick_jit(jax.grad(middle))(x))[0, :, :, 0] != 0
+  assert seen.any(1).sum() == seen.any(0).sum() == side
+
+
+@t.needed
+@pytest.mark.parametrize('norm', ('batch', 'none'))
+def test_patchgan_is_that_of_pytorch(norm):
+  """With other norms than the recorded one, and another depth."""
+  x = np.random.default_rng(0).normal(size=(2, 22, 17, 3)).astype(np.float32)
+  net = PatchGAN(4, 2, norm)
+  params = t.random_variables(net, x)['params']
+  y = t.to_torch(x)
+  for i in range(4):
+    own = params[f'conv{i}']
+    weight = t.tensor(own['kernel']).permute(3, 2, 0, 1)
+    bias = t.tensor(own['bias']) if 'bias' in own else None
+    y = t.F.conv2d(y, weight, bias, stride=2 if i < 2 else 1, padding=1)
+    if norm == 'batch' and i in (1, 2):
+      own = {k: t.tensor(v) for k, v in params[f'norm{i}'].items()}
+      y = t.F.batch_norm(
+        y, None, None, own['scale'], own['bias'], training=True
+      )
+    y = t.F.leaky_relu(y, 0.2) if i < 3 else y
+  found = quick_jit(net.apply)({'params': params}, x)
+  assert_allclose(found, t.from_torch(y), atol=1e-5)
+
+
+def half_void(seed=0):
+  """(Maps, which pixels are valid, the maps with other void pixels)."""
+  rng = np.random.default_rng(seed)
+  x, other = rng.normal(size=(2, 2, 24, 26, 3)).astype(np.float32)
+  valid = rng.uniform(size=x.shape[:3]) < 0.6
+  return x, valid, np.where(valid[..., None], x, 1 + 3 * other)
+
+
+@pytest.mark.parametrize('norm', ('batch', 'instance', 'none'))
+def test_void_pixels_do_not_count(norm):
+  x, valid, changed = half_void()
+  net = PixelDiscriminator(4, norm)
+  variables = t.random_variables(net, x)
+
+  @quick_jit
+  def run(v):
+    score = lambda x, valid: net.apply(v, x, valid)
+    return [
+      score(x, valid), score(changed, valid), score(x, None),
+      score(changed, None),
+    ]  # fmt: skip
+
+  masked, again, whole, other = run(variables)
+  assert_allclose(masked[valid], again[valid], rtol=1e-5, atol=1e-6)
+  assert np.abs(masked - again)[~valid].max() > 0.01
+  if norm != 'none':
+    assert np.abs(whole - other)[valid].max() > 0.01
+
+
+def test_valid_pixels_are_normalised_as_if_alone():
+  """One image: the scores are those of its valid pixels in a row."""
+  x, valid, _ = half_void()
+  x, valid = x[:1], valid[:1]
+  net = PixelDiscriminator(4, 'batch')
+  variables = t.random_variables(net, x)
+  masked = quick_jit(net.apply)(variables, x, valid)
+  alone = quick_jit(net.apply)(variables, x[valid][None, None])
+  assert_allclose(masked[valid], alone[0, 0], atol=1e-5)
+
+
+def test_void_images_have_finite_scores_and_gradients():
+  x, valid, _ = half_void()
+  net = PixelDiscriminator(4, 'instance')
+  variables = t.random_variables(net, x)
+  valid[0] = False
+  loss = lambda x: net.apply(variables, x, valid).sum()
+  assert np.isfinite(quick_jit(jax.value_and_grad(loss))(x)[1]).all()
+
+
+def test_patchgan_sees_void_pixels_as_zeros():
+  x, valid, changed = half_void()
+  net = PatchGAN(2)
+  variables = t.random_variables(net, x)
+  masked, again, zeros = quick_jit(
+    lambda v: (
+      net.apply(v, x, valid),
+      net.apply(v, changed, valid),
+      net.apply(v, jnp.where(valid[..., None], x, 0)),
+    )
+  )(variables)
+  assert_array_equal(masked, again)
+  assert_array_equal(masked, zeros)
+
+
+def test_initial_values_of_cyclegan_discriminators():
+  net = PatchGAN(16)
+  init = quick_jit(lambda key: net.init(key, jnp.zeros((1, 32, 32, 3))))
+  params = init(jax.random.key(0))['params']
+  for i in range(5):
+    assert_allclose(params[f'conv{i}']['kernel'].std(), 0.02, rtol=0.15)
+  scales = np.concatenate([params[f'norm{i}']['scale'] for i in (1, 2, 3)])
+  assert_allclose([scales.mean(), scales.std()], [1, 0.02], atol=4e-3)
+  assert not params['conv0']['bias'].any() and 'bias' not in params['conv1']
+
+
+@pytest.mark.parametrize('kind', (PixelDiscriminator, PatchGAN))
+def test_cyclegan_discriminators_in_bfloat16(kind):
+  x, valid, _ = half_void()
+  nets = kind(4), kind(4, dtype='bfloat16')
+  y, variables = shapes_of(nets[1], *x.shape)
+  assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+  assert y.dtype == jnp.float32
+  variables = t.random_variables(nets[0], x)
+  full, low = quick_jit(lambda v: [net.apply(v, x, valid) for net in nets])(
+    variables
+  )
+  assert 0 < np.abs(full - low).max() < 0.1 * np.abs(full).max()
+
+
+def test_cyclegan_discriminators_refuse():
+  with pytest.raises(ValueError, match="norm is 'group', must be one of batch"):
+    shapes_of(PixelDiscriminator(norm='group'), 1, 8, 8, 3)
+  with pytest.raises(ValueError, match='least 24 x 24 pixels, found 32 x 23'):
+    shapes_of(PatchGAN(), 1, 32, 23, 3)

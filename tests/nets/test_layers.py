@@ -2,11 +2,12 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
 from jaxseg.nets import layers
@@ -107,3 +108,31 @@ def test_conv_starts_as_pytorch_does():
   bound = 1 / math.sqrt(4 * 4 * 32)
   assert 0.99 * bound < np.abs(kernel).max() <= bound
   assert_allclose(kernel.std(), bound / math.sqrt(3), rtol=0.02)
+
+
+@pytest.mark.parametrize('axes', ((1, 2), (0, 1, 2)))
+def test_standardize_valid_pixels(axes):
+  x = 3 + 2 * normal(2, 4, 5, 3)
+  valid = np.random.default_rng(0).uniform(size=(2, 4, 5)) < 0.5
+  whole, masked = quick_jit(
+    lambda x: (layers.standardize(x, axes), layers.standardize(x, axes, valid))
+  )(x)
+  x = np.asarray(x, np.float64)
+  parts = [slice(i, i + 1) for i in range(2)] if axes == (1, 2) else [slice(2)]
+  for part in parts:
+    own, mask = x[part], valid[part]
+    for found, chosen in ((whole, own.reshape(-1, 3)), (masked, own[mask])):
+      wanted = (own - chosen.mean(0)) / np.sqrt(chosen.var(0) + 1e-5)
+      assert_allclose(found[part], wanted, atol=1e-5)
+
+
+def test_instance_norm_has_no_parameters():
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return layers.normalize(x, 'instance', True, 'norm')
+
+  x = normal(2, 4, 5, 3).astype(jnp.bfloat16)
+  y, variables = Net().init_with_output(jax.random.key(0), x)
+  assert not variables and y.dtype == jnp.bfloat16
+  assert_array_equal(y, layers.instance_norm(x))
