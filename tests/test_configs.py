@@ -142,12 +142,40 @@ def test_self_training_is_alike_alone_and_among_baselines():
     ('folder:a,b,12', 'a,b', 12, 128),
     ('folder:/a b,1/c,12,laptop', '/a b,1/c', 12, 64),
     ('folder:a,,laptop', 'a', 30, 64),
+    ('folder:a,b,all,laptop', 'a,b', 0, 64),
+    ('folder:a,b,20%', 'a,b', 30, 128),
   ],
 )
 def test_folders_with_commas(arg, path, labels, resolution):
   data = presets.load(arg).config.data
   assert data.source == f'folder:{path}'
   assert (data.num_labelled, data.resolution) == (labels, resolution)
+
+
+@pytest.mark.parametrize(
+  ('arg', 'number', 'fraction'),
+  [
+    ('acdc', 7, 0.0),
+    ('acdc,3', 3, 0.0),
+    ('acdc,20%', 7, 0.2),
+    ('acdc,12.5%,laptop', 7, 0.125),
+    ('acdc,100%', 7, 1.0),
+    ('acdc,all', 0, 0.0),
+    ('folder:a,5%,laptop', 30, 0.05),
+  ],
+)
+def test_labels_of_an_argument(arg, number, fraction):
+  data = presets.load(arg).config.data
+  jaxseg_config.check_data(data)
+  assert (data.num_labelled, data.labelled_fraction) == (number, fraction)
+
+
+@pytest.mark.parametrize(
+  'labels', ['0%', '101%', '%', '2.%', '-5', '0.2', 'al']
+)
+def test_labels_that_are_no_number(labels):
+  with pytest.raises(ValueError, match=f"'{labels}' is not a number, such as"):
+    presets.load(f'acdc,{labels}')
 
 
 def test_groups_of_a_stage():

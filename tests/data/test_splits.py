@@ -408,3 +408,98 @@ def test_leaks_that_are_allowed(config):
   source = make_source(PLAIN, budgets={'4': IDS[40:44]}, **parts)
   with pytest.raises(UserError, match='4 images of split .test. also train'):
     splits.make_splits(source, config.data, 0)
+
+
+@pytest.mark.parametrize(
+  ('fraction', 'count'), [(1e-4, 1), (0.1, 14), (0.25, 36), (0.5, 72), (1, 144)]
+)
+def test_fraction_of_images(config, fraction, count):
+  """Of the 144 that are left to train when 40 and 16 of 200 are drawn."""
+  config.data.num_labelled = 999  # does not count
+  config.data.labelled_fraction = float(fraction)
+  s = splits.make_splits(make_source(PLAIN), config.data, 3)
+  assert len(s.labelled) == count
+  config.data.labelled_fraction, config.data.num_labelled = 0.0, count
+  same = splits.make_splits(make_source(PLAIN), config.data, 3)
+  assert set(s.labelled) == set(same.labelled) and s.test == same.test
+
+
+def test_fractions_are_nested(config):
+  drawn = []
+  for fraction in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0):
+    config.data.labelled_fraction = fraction
+    drawn.append(splits.make_splits(make_source(PLAIN), config.data, 3))
+  for small, large in zip(drawn, drawn[1:], strict=False):
+    assert set(small.labelled) < set(large.labelled)
+    assert (small.test, small.val) == (large.test, large.val)
+
+
+def test_fraction_of_labels_alone(config):
+  """Images that have no label do not count."""
+  source = make_source(
+    {i: PLAIN[i] for i in IDS[:20]}, unlabelled=IDS[20:100],
+    train=IDS[:100], val=[], test=[],
+  )  # fmt: skip
+  config.data.labelled_fraction = 0.4
+  s = splits.make_splits(source, config.data, 0)
+  assert len(s.labelled) == 8 and set(s.labelled) <= set(IDS[:20])
+  assert len(s.unlabelled) == 100
+
+
+def test_fraction_of_groups(config):
+  """6 patients with 5 to 10 slices; half of them, whatever they hold."""
+  sizes = (5, 6, 7, 8, 9, 10)
+  groups = {}
+  for i, size in enumerate(sizes):
+    for id_ in IDS[sum(sizes[:i]) :][:size]:
+      groups[id_] = f'p{i}'
+  labels = {i: PLAIN[i] for i in groups}
+  config.data.labelled_by = 'group'
+  drawn = []
+  for fraction, patients in ((0.2, 1), (0.5, 3), (0.6, 4), (0.99, 6)):
+    config.data.labelled_fraction = fraction
+    source = make_source(labels, groups, train=list(labels), val=[], test=[])
+    drawn.append(splits.make_splits(source, config.data, 1).labelled)
+    shown = {groups[i] for i in drawn[-1]}
+    assert len(shown) == patients
+    assert len(drawn[-1]) == sum(sizes[int(p[1])] for p in shown)
+  for small, large in zip(drawn, drawn[1:], strict=False):
+    assert set(small) < set(large)
+
+
+def test_fraction_prefers_an_official_budget(config):
+  budgets = {'36': tuple(IDS[100:136]), '4': tuple(IDS[:4])}
+  source = make_source(PLAIN, budgets=budgets)
+  config.data.labelled_fraction = 0.25  # 36 of 144
+  s = splits.make_splits(source, config.data, 5)
+  assert s.labelled == budgets['36'] and (len(s.test), len(s.val)) == (40, 16)
+  config.data.labelled_fraction = 0.2  # 29, of which there is none
+  other = splits.make_splits(source, config.data, 5)
+  assert len(other.labelled) == 29 and other.test == s.test
+  assert set(other.labelled) - set(budgets['36'])
+
+
+def test_fraction_without_the_budget_that_would_change_it(config):
+  """Sparing a budget of one large patient leaves small ones to be scored."""
+  groups = {id_: f'p{max(0, i - 99)}' for i, id_ in enumerate(IDS[:120])}
+  labels = {i: PLAIN[i] for i in groups}  # p0 has 100 images, 20 others one
+  config.data.test_fraction, config.data.val_fraction = 0.1, 0.0
+  config.data.labelled_fraction = 0.5
+  for seed in range(30):
+    s = splits.make_splits(make_source(labels, groups), config.data, seed)
+    if 'p0' in {groups[i] for i in s.test}:
+      break
+  assert len(s.labelled) == round(0.5 * (120 - len(s.test)))
+  n = len(s.labelled)
+  budgets = {str(n): tuple(IDS[:n]), 'more': tuple(IDS[1:120])}
+  source = make_source(labels, groups, budgets=budgets)
+  again = splits.make_splits(source, config.data, seed)
+  assert len(again.labelled) == round(0.5 * (120 - len(again.test)))
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.5, 20.0, float('nan')])
+def test_fraction_outside_of_its_range(config, fraction):
+  config.data.labelled_fraction = fraction
+  message = f'labelled_fraction is {fraction}, must be from 0 to 1: 0.2 for 20'
+  with pytest.raises(UserError, match=message):
+    splits.make_splits(make_source(PLAIN), config.data, 0)
