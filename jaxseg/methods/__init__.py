@@ -3,6 +3,7 @@
 from jaxseg.methods import (
   adv_ssl,
   bcp,
+  cyclegan,
   entropy,
   gct,
   graph,
@@ -26,4 +27,5 @@ METHODS = {
   'graph': graph,
   'unimatch': unimatch,
   'bcp': bcp,
+  'cyclegan': cyclegan,
 }

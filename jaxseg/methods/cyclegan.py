@@ -1,0 +1,318 @@
+"""CycleGAN for semi-supervised segmentation: images and labels, both ways.
+
+Source: Mondal, Agarwal, Dolz and Desrosiers, Revisiting CycleGAN for
+Semi-Supervised Segmentation (2019), section 3, equations 1 to 9.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg import optimizers
+from jaxseg.errors import UserError
+from jaxseg.losses import gan, segmentation
+from jaxseg.losses.segmentation import VOID, Loss
+from jaxseg.method import Method, Prediction, ema_decay
+from jaxseg.methods import replay, segmenting, segmenting_checks
+from jaxseg.nets import discriminators
+from jaxseg.nets.resnet_generator import ResnetGenerator
+from jaxseg.nets.segmenters import Net
+from jaxseg.optimizers import Optimizer
+
+DISCRIMINATORS = {
+  'pixel': discriminators.PixelDiscriminator,
+  'patch': discriminators.PatchGAN,
+}
+# A quarter of the steps at the full rate, then straight to zero.
+ADAM = Optimizer(
+  name='adam', lr=2e-4, schedule='linear', hold=0.25, weight_decay=0.0, b1=0.5
+)
+
+
+def make(
+  *,
+  num_classes: int,
+  resolution: int,
+  image_size: tuple[int, int],
+  channels: int,
+  total_steps: int,
+  # G_IS, from images to labels: any segmenter.
+  net: Net = Net('resnet_generator', norm='instance'),
+  loss: Loss = Loss(dice=0.0),  # eq. 1: cross entropy alone
+  optimizer: Optimizer = ADAM,  # of both generators
+  ema_half_life: float = 0.0,  # of averaged weights, in images; 0: the newest
+  # G_SI, from labels to images.
+  g_width: int = 64,  # channels at full resolution
+  g_blocks: int = 9,  # residual blocks
+  g_norm: str = 'instance',  # or 'batch'
+  g_dropout: float = 0.0,  # in its blocks
+  # D_I and D_S, of images and of labels.
+  discriminator: str = 'pixel',  # 1x1 convolutions; 'patch': 70x70 PatchGAN
+  d_width: int = 64,  # channels of the first layer
+  d_norm: str = 'batch',  # 'instance', 'none'
+  d_optimizer: Optimizer = ADAM,
+  # Weights of equation 8; L_gen^S has 1.
+  lambda_1: float = 1.0,  # L_gen^I
+  lambda_2: float = 0.05,  # L_cycle^S
+  lambda_3: float = 1.0,  # L_cycle^I
+  lambda_4: float = 0.5,  # L_disc^S
+  lambda_5: float = 0.5,  # L_disc^I
+  adversarial: str = 'least_squares',  # of L_disc; 'logistic'
+  pool_size: int = 50,  # earlier fakes that D_I and D_S see as well; 0: none
+  pool_whole_batches: bool = False,  # as the published code exchanges them
+  # As published, D_S sees class ids (one channel, 0 to K-1) instead of
+  # probabilities, so that L_disc^S gives G_IS no gradient.
+  published_code_compat: bool = False,
+) -> Method:
+  """Two generators that undo one another, and two discriminators.
+
+  G_IS (network 'seg') labels images, G_SI ('g_si') draws an image of a label;
+  D_I ('d_i') tells drawn images from unlabelled ones, D_S ('d_s') predicted
+  labels from those drawn by hand. Both generators step first, then both
+  discriminators, on the fakes of that step or of the pools.
+
+  Sums of the paper are means here, as in its published code. Void pixels count
+  in no term: G_SI is shown zeros there and no loss looks at them. A term whose
+  weight is 0 is not computed; its discriminator then does not learn.
+
+  Args:
+    num_classes: K.
+    resolution: the smaller side of the images.
+    image_size: (H, W) of the images.
+    channels: C, of images.
+    total_steps: length of the learning-rate curves.
+    net: see `jaxseg.nets.segmenters.Net`; G_SI computes in its dtype.
+    loss: see `jaxseg.losses.segmentation.Loss`.
+    optimizer: see `jaxseg.optimizers.Optimizer`.
+    ema_half_life: this and all others: see the signature.
+
+  Returns:
+    a `Method`. Its reconstruction is G_SI(G_IS(x)); its trust the cycle error
+    -|x - G_SI(G_IS(x))|, mean over pixels and channels, at most 0.
+
+  Raises:
+    UserError: a setting outside its choices.
+  """
+  _check_choices('', discriminator, d_norm, g_norm, adversarial)
+  seg = segmenting.segmenter(
+    num_classes=num_classes, resolution=resolution, channels=channels,
+    total_steps=total_steps, net=net, optimizer=optimizer,
+  )  # fmt: skip
+  g_net = Net(
+    'resnet_generator', g_width, norm=g_norm, blocks=g_blocks,
+    dropout=g_dropout, dtype=net.dtype,
+  )  # fmt: skip
+  shape = (1, resolution, resolution, num_classes)
+  g_si = _image_generator(seg, channels, g_net, shape)
+  d = DISCRIMINATORS[discriminator](d_width, norm=d_norm, dtype=net.dtype)
+  d_tx = optimizers.make(d_optimizer, total_steps, 'd_optimizer')
+  score = lambda params, x, valid=None: d.apply({'params': params}, x, valid)
+
+  def init(rng, previous=None):
+    del previous
+    key = lambda i: jax.random.fold_in(rng, i)
+    g_params, g_stats = segmenting.init(g_si, key(1))
+    image = jnp.zeros((1, *image_size, channels))
+    label = jnp.zeros(
+      (1, *image_size, 1 if published_code_compat else num_classes)
+    )
+    state = segmenting.start(seg, rng, {
+      'g_si': (g_params, g_si.tx),
+      'd_i': (d.init(key(2), image)['params'], d_tx),
+      'd_s': (d.init(key(3), label)['params'], d_tx),
+    })  # fmt: skip
+    averaged = segmenting.collections(g_params, g_stats)
+    extra = {'g_si': g_stats}
+    if pool_size:
+      maps = jnp.zeros((*image_size, num_classes))
+      fake = {'image': image[0], 'valid': jnp.zeros(image_size, bool)}
+      extra['pool_i'] = replay.empty(pool_size, fake)
+      extra['pool_s'] = replay.empty(pool_size, maps)
+    return state.replace(
+      ema=state.ema | {'g_si': averaged}, extra=state.extra | extra
+    )
+
+  def label_view(maps):
+    """Probabilities, or one-hot labels, as D_S sees them."""
+    if not published_code_compat:
+      return maps
+    return maps.argmax(-1, keepdims=True).astype(jnp.float32)
+
+  def generator_loss(params, state, batch, rng):
+    """Equation 8, and all that the rest of the step needs."""
+    x, y, x_u = batch['image'], batch['label'], batch['unlabelled']
+    n, valid, maps = x.shape[0], y != VOID, segmentation.one_hot(y, num_classes)
+    keys = jax.random.split(rng, 3)
+    to_label = lambda images, key, split=(): segmenting.train_logits(
+      seg, params['seg'], state.extra['seg'], images, key, split
+    )
+    logits, seg_stats = to_label(jnp.concatenate([x, x_u]), keys[0], (n,))
+    maps_u = jax.nn.softmax(logits[n:])
+    images, g_stats = segmenting.train_logits(
+      g_si, params['g_si'], state.extra['g_si'],
+      jnp.concatenate([maps, maps_u]), keys[1], (n,),
+    )  # fmt: skip
+    fake, cycle = images[:n], images[n:]
+
+    terms = {}
+    total, parts = segmentation.supervised(logits[:n], y, loss)  # eq. 1, 2
+    terms['gen_s'] = total
+    if lambda_1:  # eq. 3
+      terms['gen_i'] = pixel_mean(jnp.square(fake - x), valid)
+      total += lambda_1 * terms['gen_i']
+    if lambda_2:  # eq. 7
+      again, _ = to_label(fake, keys[2])
+      terms['cycle_s'] = segmentation.cross_entropy(again, y)
+      total += lambda_2 * terms['cycle_s']
+    if lambda_3:  # eq. 6
+      terms['cycle_i'] = jnp.abs(cycle - x_u).mean()
+      total += lambda_3 * terms['cycle_i']
+    if lambda_4:  # eq. 4, for G_IS
+      scores = score(state.params['d_s'], label_view(maps_u))
+      terms['disc_s'] = gan.pixel_adversarial(scores, True, None, adversarial)
+      total += lambda_4 * terms['disc_s']
+    if lambda_5:  # eq. 5, for G_SI
+      scores = score(state.params['d_i'], fake, valid)
+      terms['disc_i'] = gan.pixel_adversarial(scores, True, valid, adversarial)
+      total += lambda_5 * terms['disc_i']
+    fakes = {'image': fake, 'valid': valid}, maps_u
+    return total, (terms, fakes, {'seg': seg_stats, 'g_si': g_stats})
+
+  def d_loss(params, real, fake, real_valid=None, fake_valid=None):
+    """Half of equation 4 or 5; each kind is normalised by itself."""
+    real = gan.pixel_adversarial(
+      score(params, real, real_valid), True, real_valid, adversarial
+    )
+    fake = gan.pixel_adversarial(
+      score(params, fake, fake_valid), False, fake_valid, adversarial
+    )
+    return (real + fake) / 2
+
+  def draw_earlier(state, name, fakes, rng):
+    if not pool_size:
+      return state, fakes
+    pool, fakes = replay.exchange(
+      state.extra[name], fakes, rng, whole_batches=pool_whole_batches
+    )
+    return state.replace(extra=state.extra | {name: pool}), fakes
+
+  def update_discriminators(state, batch, fakes, rng):
+    keys, terms = jax.random.split(rng), {}
+    y = batch['label']
+    if lambda_4:
+      state, maps = draw_earlier(state, 'pool_s', fakes[1], keys[0])
+      real = label_view(segmentation.one_hot(y, num_classes))
+      terms['d_s'], grads = jax.value_and_grad(d_loss)(
+        state.params['d_s'], real, label_view(maps), y != VOID
+      )
+      state = segmenting.advance(state, 'd_s', d_tx, grads)
+    if lambda_5:
+      state, fake = draw_earlier(state, 'pool_i', fakes[0], keys[1])
+      terms['d_i'], grads = jax.value_and_grad(d_loss)(
+        state.params['d_i'], batch['unlabelled'], fake['image'], None,
+        fake['valid'],
+      )  # fmt: skip
+      state = segmenting.advance(state, 'd_i', d_tx, grads)
+    return state, terms
+
+  def train_step(state, batch):
+    keys = jax.random.split(segmenting.step_key(state))
+    networks = {name: state.params[name] for name in ('seg', 'g_si')}
+    grads, (terms, fakes, stats) = jax.grad(generator_loss, has_aux=True)(
+      networks, state, batch, keys[0]
+    )
+    decay = ema_decay(batch['image'].shape[0], ema_half_life)
+    for name, tx in (('seg', seg.tx), ('g_si', g_si.tx)):
+      state = segmenting.advance(
+        state, name, tx, grads[name], stats[name], decay
+      )
+    state, d_terms = update_discriminators(state, batch, fakes, keys[1])
+    return state.replace(step=state.step + 1), terms | d_terms
+
+  def draw(state, maps):
+    return segmenting.logits(g_si, state.ema['g_si'], maps)
+
+  def predict(state, images):
+    logits = segmenting.logits(seg, state.ema['seg'], images)
+    probabilities = jax.nn.softmax(logits)
+    drawn = draw(state, probabilities)
+    error = jnp.abs(drawn - images).mean((1, 2, 3))
+    return Prediction(probabilities, drawn, trust=-error)
+
+  def pictures(state, batch):
+    found = predict(state, batch['image'])
+    maps = segmentation.one_hot(batch['label'], num_classes)
+    return {
+      'image': batch['image'],
+      'label': batch['label'],
+      'predicted': found.probabilities.argmax(-1),
+      'reconstruction': found.reconstruction,
+      'drawn': draw(state, maps),
+    }
+
+  return Method(
+    init,
+    train_step,
+    predict,
+    pictures=pictures,
+    pretrained=segmenting.pretrained(seg),
+  )
+
+
+def pixel_mean(losses: jax.Array, valid: jax.Array) -> jax.Array:
+  """Mean over channels and valid pixels; 0 when none is.
+
+  Args:
+    losses: float32 [N, H, W, C].
+    valid: bool [N, H, W].
+  """
+  total = jnp.where(valid, losses.mean(-1), 0.0).sum()
+  return total / jnp.maximum(valid.sum(), 1)
+
+
+def _image_generator(seg, channels, settings, shape):
+  """G_SI, in the form of the segmenters: it too has batch statistics."""
+  module = ResnetGenerator(
+    channels, settings.width, settings.blocks, settings.norm,
+    settings.dropout, 'tanh', settings.dtype,
+  )  # fmt: skip
+  return segmenting.Segmenter(module, seg.tx, shape, settings)
+
+
+def check(where: str, fields: Any, data: Any) -> None:
+  """Refuses a stage that could not train, before anything is read.
+
+  Args:
+    where: 'config.STAGE'.
+    fields: its fields.
+    data: config.data.
+
+  Raises:
+    UserError: names the field, what it is and what it must be.
+  """
+  segmenting_checks.check_semi_supervised(where, fields, data)
+  if data.weak.kind:
+    raise UserError(
+      f'config.data.weak.kind is {data.weak.kind!r}, but {where} (cyclegan) '
+      "draws images of whole masks; set it to '', or take another method."
+    )
+  args = fields.args
+  optimizers.make(Optimizer(**args.d_optimizer), 1, f'{where}.args.d_optimizer')
+  _check_choices(
+    f'{where}.args.', args.discriminator, args.d_norm, args.g_norm,
+    args.adversarial,
+  )  # fmt: skip
+
+
+def _check_choices(prefix, discriminator, d_norm, g_norm, adversarial):
+  for field, value, allowed in (
+    ('discriminator', discriminator, DISCRIMINATORS),
+    ('d_norm', d_norm, ('batch', 'instance', 'none')),
+    ('g_norm', g_norm, ('instance', 'batch')),
+    ('adversarial', adversarial, gan.ADVERSARIAL),
+  ):
+    if value not in allowed:
+      raise UserError(
+        f'{prefix}{field} is {value!r}, must be one of {", ".join(allowed)}.'
+      )
