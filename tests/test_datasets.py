@@ -241,6 +241,10 @@ def test_shapes_are_refused_until_there_is_a_choice(main, folder):
   assert code == 3 and 'not_square' in out
   code, out, _ = main('check', folder, '--fit=crop')
   assert 'not_square' not in out
+  # For networks that see 64x32 all the others are of another aspect.
+  code, out, _ = main('check', folder, '--resolution=32', '--width=64')
+  others = len(list((folder / 'images').iterdir())) - 1
+  assert code == 3 and f' {others} of {others + 1} images are of another' in out
 
 
 def test_show(main, folder, tmp_path):

@@ -406,6 +406,31 @@ def test_pixels_that_were_not_seen_are_not_scored(tmp_path):
     )
 
 
+def test_networks_that_see_a_rectangle(tmp_path):
+  """Three squares side by side are seen whole, and scored thrice."""
+  config = _config()
+  config.data.width = 3 * SIDE
+  source, splits = _source()
+
+  def wide(function):
+    return lambda id_: np.concatenate([function(id_)] * 3, 1)
+
+  three = source._replace(
+    image=wide(source.image), label=wide(source.label), cache={}
+  )
+  scores = _evaluate(tmp_path / 'a', _trained(config=config), (three, splits))
+  expected = _evaluate(tmp_path / 'b')
+  for system in ('U-Net', 'Ours-NO', 'Ours', 'majority class'):
+    np.testing.assert_array_equal(
+      scores['test'][system]['confusion_matrix'],
+      3 * np.array(expected['test'][system]['confusion_matrix']),
+    )
+  drawn = tmp_path / 'a' / 'reconstructions/test/encoder_refined/i2.png'
+  assert Image.open(drawn).size == (3 * SIDE, SIDE)
+  assert '96x32x1' in (tmp_path / 'a' / 'report.html').read_text()
+  assert '32x32x1' in (tmp_path / 'b' / 'report.html').read_text()
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch):
   """Runs the command line on a workdir; `other` makes a further set."""

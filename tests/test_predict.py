@@ -250,6 +250,36 @@ def test_images_that_are_not_square(policy, folders):
   assert abs(sum(shares) - (mask != 255).mean()) < 1e-5
 
 
+@pytest.mark.parametrize('policy', ['crop', 'pad', 'squeeze', ''])
+def test_networks_that_see_a_rectangle(policy, folders):
+  """8 x 16 pixels of an image of 16 x 16, exactly where nothing is resized."""
+  trained = make_trained()
+  trained.config.data.width = 2 * SIDE
+  trained.config.data.fit = policy
+  image = np.full((2 * SIDE, 2 * SIDE), 30, np.uint8)
+  image[:, SIDE:] = 220
+  expected = (image > 127).astype(np.uint8)
+  if policy == 'crop':
+    expected[: SIDE // 2] = expected[-SIDE // 2 :] = 255
+  ((mask, probabilities),) = predict.predict_images(trained, [image])
+  if policy in ('crop', 'squeeze'):  # columns are as they were
+    np.testing.assert_array_equal(mask, expected)
+  else:  # at half the size
+    assert (mask == expected).mean() > 0.9
+  assert probabilities.shape == (2 * SIDE, 2 * SIDE, 2)
+  source, output = folders
+  Image.fromarray(image).save(source / 'square.png')
+  wide = np.repeat(image[:SIDE], 2, 1)  # 8 x 32: wider than what they see
+  Image.fromarray(wide).save(source / 'wide.png')
+  predict.predict_folder(trained, source, output)
+  np.testing.assert_array_equal(Image.open(output / 'square.png'), mask)
+  answer = np.asarray(Image.open(output / 'wide.png'))
+  assert answer.shape == wide.shape
+  seen = answer != 255
+  assert (answer == (wide > 127))[seen].mean() > 0.85
+  assert seen.mean() == (0.5 if policy == 'crop' else 1)
+
+
 def test_deep_images_are_read_as_in_training(folders):
   source, output = folders
   values = np.where(_image(0) > 127, 1200, 100).astype(np.uint16)

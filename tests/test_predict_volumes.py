@@ -186,6 +186,22 @@ def test_slices_that_are_not_square(folders):
   np.testing.assert_array_equal(label[:, 7:26], ras[:, 7:26] > 500)
 
 
+@pytest.mark.parametrize('turned', [False, True])
+def test_networks_that_see_the_slices_whole(folders, turned):
+  """Slices of 33 x 20 voxels (height x width) or 20 x 33: nothing is lost."""
+  source, output = folders
+  sides = (33, 20) if turned else (20, 33)  # along x and y
+  ras = np.full((*sides, 4), 10, np.float32)
+  ras[:, :16] = 900.5
+  ras[3] = 10
+  _write_nifti(source / 'wide.nii', ras, 'ASL')
+  trained = make_trained(resolution=sides[1])
+  trained.config.data.width = sides[0]
+  predict.predict_folder(trained, source, output)
+  expected = _array(source / 'wide.nii') > 500
+  np.testing.assert_array_equal(_array(output / 'wide.nii.gz'), expected)
+
+
 def test_images_and_volumes_share_batches(folders, monkeypatch):
   source, output = folders
   picture = np.where(_values(9)[..., 0] >= 500, 220, 30).astype(np.uint8)

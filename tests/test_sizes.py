@@ -14,7 +14,7 @@ from PIL import Image
 import jaxseg
 from jaxseg import config as jaxseg_config
 from jaxseg import predict, train, workdir
-from jaxseg.data import pipeline, sources
+from jaxseg.data import examples, pipeline, sources, weak
 from jaxseg.data import splits as data_splits
 from jaxseg.errors import UserError
 from jaxseg.methods import METHODS
@@ -92,6 +92,23 @@ def test_batches(batch):
   }  # fmt: skip
   # Moved alike: the boxes are brighter than -0.2, the rest is not.
   assert ((batch['image'][..., 0] > -0.2) == batch['label']).mean() > 0.97
+
+
+@pytest.mark.parametrize('kind', weak.KINDS)
+def test_weak_labels(kind, folder):
+  """Of the label as the networks see it, and right where they say a class."""
+  data = config_of(folder).data
+  data.weak.kind = kind
+  data.fit = 'pad'
+  read = examples.Examples(sources.load(data), data)
+  for id_ in ('00', '01'):  # 44 x 60 and 40 x 60
+    full, drawn = read.label(id_), read.training_label(id_)
+    assert full.shape == drawn.shape == SIZE
+    said = (drawn != 255) & (full != 255)
+    assert said.any() == (kind != 'tags')
+    if kind != 'polygons':
+      np.testing.assert_array_equal(drawn[said], full[said])
+  assert read.tags('00') is None or (read.tags('00') == 1).all()
 
 
 @pytest.mark.parametrize('method', OTHERS)

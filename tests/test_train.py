@@ -340,7 +340,8 @@ def test_configs_of_before_have_todays_defaults(folder, tmp_path):
   workdirs.save_config(tmp_path, c)
   path = tmp_path / 'config.json'
   content = json.loads(path.read_text())
-  del content['data']['fit'], content['data']['weak']
+  for name in ('fit', 'weak', 'width', 'labelled_fraction'):
+    del content['data'][name]
   path.write_text(json.dumps(content))
   workdirs.refuse_other_config(tmp_path, c)
   assert workdirs.load_config(tmp_path).data.weak.kind == ''

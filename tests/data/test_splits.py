@@ -480,21 +480,20 @@ def test_fraction_prefers_an_official_budget(config):
 
 
 def test_fraction_without_the_budget_that_would_change_it(config):
-  """Sparing a budget of one large patient leaves small ones to be scored."""
+  """Sparing 4 images of a large patient would leave 83 to be labelled, not 4.
+
+  Of 21 patients 16 are scored: among them the large one, as the 4 of budget
+  'a' are spared and only one other patient is left to train.
+  """
   groups = {id_: f'p{max(0, i - 99)}' for i, id_ in enumerate(IDS[:120])}
   labels = {i: PLAIN[i] for i in groups}  # p0 has 100 images, 20 others one
-  config.data.test_fraction, config.data.val_fraction = 0.1, 0.0
-  config.data.labelled_fraction = 0.5
-  for seed in range(30):
-    s = splits.make_splits(make_source(labels, groups), config.data, seed)
-    if 'p0' in {groups[i] for i in s.test}:
-      break
-  assert len(s.labelled) == round(0.5 * (120 - len(s.test)))
-  n = len(s.labelled)
-  budgets = {str(n): tuple(IDS[:n]), 'more': tuple(IDS[1:120])}
+  budgets = {'a': tuple(IDS[100:104]), '4': tuple(IDS[:4])}
+  config.data.test_fraction, config.data.val_fraction = 0.75, 0.0
+  config.data.labelled_fraction = 0.8
   source = make_source(labels, groups, budgets=budgets)
-  again = splits.make_splits(source, config.data, seed)
-  assert len(again.labelled) == round(0.5 * (120 - len(again.test)))
+  s = splits.make_splits(source, config.data, 0)
+  assert 'p0' in {groups[i] for i in s.test} and len(s.test) == 115
+  assert len(s.labelled) == 4 and not set(s.labelled) & set(budgets['4'])
 
 
 @pytest.mark.parametrize('fraction', [-0.1, 1.5, 20.0, float('nan')])
