@@ -95,7 +95,7 @@ def schedule(settings: Optimizer, total_steps: int) -> optax.Schedule:
   elif settings.schedule == 'poly':
     curve = optax.polynomial_schedule(settings.lr, 0.0, settings.power, steps)
   elif settings.schedule == 'linear':
-    hold = round(settings.hold * steps)
+    hold = min(round(settings.hold * steps), steps - 1)
     curve = optax.linear_schedule(settings.lr, 0.0, steps - hold, hold)
   else:
     curve = optax.constant_schedule(settings.lr)

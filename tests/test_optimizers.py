@@ -179,6 +179,8 @@ def test_linear_by_hand():
   held = optimizers.Optimizer(lr=1, schedule='linear', hold=0.5)
   curve = optimizers.schedule(held, 8)
   assert_allclose([curve(i) for i in (0, 4, 5, 7, 8)], [1, 1, 0.75, 0.25, 0])
+  curve = optimizers.schedule(held._replace(hold=0.99), 2)
+  assert_allclose([curve(i) for i in range(3)], [1, 1, 0])
 
 
 @pytest.mark.parametrize('name', ('cosine', 'poly', 'linear', 'constant'))

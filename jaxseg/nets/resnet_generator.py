@@ -59,8 +59,8 @@ def reflect(x: jax.Array, width: int) -> jax.Array:
 class Layer(nn.Module):
   """Convolution and normalisation.
 
-  A bias comes before instance norm alone, where it has no effect: others have
-  a bias themselves.
+  As published, the convolution has a bias with instance norm alone, which takes
+  it away again; other norms have one themselves.
 
   Attributes:
     features: output channels.
@@ -118,7 +118,8 @@ def mirrored_conv(
     x = reflect(x, kernel_size // 2)
     if kernel_size <= 3:
       return conv(x)
-    # XLA's own gradients of large kernels are the faster ones, on CPUs too.
+    # XLA's own gradients of large kernels are faster, on CPUs too, as long as
+    # they are not inside a loop or a branch.
     with ops.implementation('lax'):
       return conv(x)
 
