@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg import ops
 from jaxseg.nets.layers import (
   Conv,
   Dtype,
@@ -114,16 +113,7 @@ def mirrored_conv(
     **kwargs,
   )  # fmt: skip
 
-  def apply(x):
-    x = reflect(x, kernel_size // 2)
-    if kernel_size <= 3:
-      return conv(x)
-    # XLA's own gradients of large kernels are faster, on CPUs too, as long as
-    # they are not inside a loop or a branch.
-    with ops.implementation('lax'):
-      return conv(x)
-
-  return apply
+  return lambda x: conv(reflect(x, kernel_size // 2))
 
 
 class Doubling(nn.Module):

@@ -20,7 +20,6 @@ from jaxseg import ops
 from jaxseg.ops.taps import (
   Geometry,
   accumulator,
-  kernel_grad_by_shifts,
   outer,
   pad_to,
   padded,
@@ -42,10 +41,6 @@ TAPS_SIDE = 8
 TAPS_SHARE = 0.75
 # and, for both, from so many channels on.
 TAPS_CHANNELS = 64
-
-# Where gradients of kernels larger than 3x3 are products with shifted copies:
-# with at most so many channels on one side.
-NARROW = 16
 
 
 def conv2d(
@@ -216,7 +211,7 @@ def _kernel_grad(geo: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
   """Adjoint of conv in w: [N, *size, I], [N, *out, O] -> [k, k, I, O]."""
   channels = x.shape[-1], g.shape[-1]
   by_taps = _by_taps(geo, min(channels))
-  if geo.stride == 1 and geo.k <= 3 and not by_taps:
+  if geo.stride == 1 and not by_taps:
     pads = zeros_around(geo)
     if max(geo.out) > max(geo.size):
       # XLA's CPU convolution crawls where the padded image is smaller than the
@@ -232,10 +227,7 @@ def _kernel_grad(geo: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
       dimension_numbers=LAYOUT,
     )
     return jnp.transpose(y, (1, 2, 0, 3))
-  plain = geo.stride == geo.dilation == 1 and geo.k > 3
-  if plain and min(channels) <= NARROW:
-    return kernel_grad_by_shifts(geo, x, g)
-  # With stride 2 or a large kernel, one product per tap beats a convolution.
+  # With stride 2 one product per tap beats a convolution.
   rows = [
     [jnp.zeros(channels, accumulator(x.dtype))] * geo.k for _ in range(geo.k)
   ]

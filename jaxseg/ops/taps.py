@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Channels up to which the copies for all taps of a kernel are made at once.
-COPIES = 64
-
 
 class Geometry(NamedTuple):
   """Static shape of a convolution from `size` to `out`."""
@@ -105,47 +102,3 @@ def padded(geo: Geometry, x: jax.Array) -> jax.Array:
   """[N, *size, C] with `zeros_around`."""
   pads = [(0, 0, 0), *((*p, 0) for p in zeros_around(geo)), (0, 0, 0)]
   return lax.pad(x, jnp.zeros((), x.dtype), pads)
-
-
-def kernel_grad_by_shifts(
-  geo: Geometry, x: jax.Array, g: jax.Array
-) -> jax.Array:
-  """Gradient of a convolution in its kernel, stride and dilation 1.
-
-  Products with shifted copies of the side that has fewer channels: for each row
-  of the kernel or, up to COPIES copied channels, all at once.
-
-  Args:
-    geo: of the convolution.
-    x: [N, *size, I].
-    g: [N, *out, O].
-
-  Returns:
-    [k, k, I, O].
-  """
-  k, n_in, n_out = geo.k, x.shape[-1], g.shape[-1]
-  x, narrow = padded(geo, x), n_in <= n_out
-
-  def copies(a, axis):
-    """[..., C] -> [..., k C], shifted along the axis by 0 to k - 1."""
-    if narrow:
-      length = geo.out[axis - 1]
-      cut = [lax.slice_in_dim(a, t, t + length, axis=axis) for t in range(k)]
-      return jnp.concatenate(cut, -1)
-    pads = [[(0, 0, 0)] * 4 for _ in range(k)]
-    for t in range(k):
-      pads[t][axis] = (t, k - 1 - t, 0)
-    zero = jnp.zeros((), a.dtype)
-    return jnp.concatenate([lax.pad(a, zero, p) for p in pads], -1)
-
-  copied = lambda axis: (copies(x, axis), g) if narrow else (x, copies(g, axis))
-  x, g = copied(2)
-  if k * k * min(n_in, n_out) <= COPIES:
-    x, g = copied(1)
-    products = [outer(x, g)]
-  else:
-    products = [outer(x[:, i : i + geo.out[0]], g) for i in range(k)]
-  found = jnp.stack(products)
-  if not narrow:  # kernel rows, I, kernel columns with O
-    found = found.reshape(len(products), n_in, -1, n_out).transpose(0, 2, 1, 3)
-  return found.reshape(k, k, n_in, n_out).astype(x.dtype)

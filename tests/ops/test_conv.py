@@ -82,9 +82,8 @@ def test_conv2d(k, stride, padding, height, width):
   assert_same_derivatives(fn, *arrays(height, width, k))
 
 
-@pytest.mark.parametrize('channels', ((1, 2), (2, 1), (4, 5), (5, 4)))
+@pytest.mark.parametrize('channels', ((1, 4), (4, 1)))
 def test_large_kernels(channels):
-  # One channel is copied for all shifts at once, four for each row.
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 9, 8, channels[0])), jnp.float32)
   kernel = jnp.asarray(rng.normal(size=(7, 7, *channels)) / 9, jnp.float32)
