@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from jaxseg import config as jaxseg_config
 from jaxseg import errors, presets, workdir
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.methods import perceptual
 
@@ -37,6 +38,7 @@ CASES = {  # file: {argument: number of classes}
   'unimatch': {'chest_xray,35': 2},
   'bcp': {'acdc,3': 4},
   'baselines': {'chest_xray,9,laptop': 2},
+  'cyclegan': {'cityscapes,20%': 19},
 }
 
 
@@ -59,20 +61,20 @@ def test_config(name, arg):
   jaxseg_config.check(config)
   assert config.is_locked
   config = perceptual.resolve_kinds(config)
-  size, channels = config.data.resolution, config.data.channels
-  images = lambda n: jax.ShapeDtypeStruct((n, size, size, channels), 'float32')
+  size, channels = fit.size(config.data), config.data.channels
+  images = lambda n: jax.ShapeDtypeStruct((n, *size, channels), 'float32')
   for stage in config.stages:
     fields = config[stage]
     state = workdir.abstract_state(config, stage, k)
     batch = {
       'image': images(fields.batch_size),
-      'label': jax.ShapeDtypeStruct((fields.batch_size, size, size), 'int32'),
+      'label': jax.ShapeDtypeStruct((fields.batch_size, *size), 'int32'),
     }
     m, views = fields.unlabelled_batch_size, config.data.strong.views
     if m:
       batch['unlabelled'] = images(m)
     if m and views:
-      shape = (m, views, size, size)
+      shape = (m, views, *size)
       batch['cutmix'] = jax.ShapeDtypeStruct(shape, 'float32')
       batch['unlabelled_strong'] = jax.ShapeDtypeStruct(
         (*shape, channels), 'float32'

@@ -417,6 +417,7 @@ def fields(**changes):
   data = ml_collections.ConfigDict(
     dict(
       resolution=changes.get('resolution', 64),
+      width=changes.get('width', 0),
       strong=dict(views=0),
       weak=dict(kind=''),
     )
