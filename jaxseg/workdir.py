@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoints, parallel
 from jaxseg.config import default
+from jaxseg.config import stage as default_stage
 from jaxseg.data import fit
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
@@ -180,6 +181,7 @@ def refuse_other_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   if not path.exists():
     return
   old, new = _flat(_to_dict(load_config(workdir))), _flat(_to_dict(config))
+  old = _stage_defaults(old) | old
   different = [
     name
     for name in sorted(old.keys() | new.keys())
@@ -248,6 +250,16 @@ def add_seconds(workdir: str | os.PathLike, stage: str, seconds: float) -> None:
   times = json.loads(path.read_text()) if path.exists() else {}
   times[stage] = round(times.get(stage, 0.0) + seconds, 1)
   write_atomically(path, json.dumps(times, indent=1).encode())
+
+
+def _stage_defaults(flat):
+  """What settings are that a method did not have yet when it was trained."""
+  defaults = {}
+  for name, method in flat.items():
+    name, _, field = name.partition('.')
+    if field == 'method' and method in METHODS:
+      defaults |= _flat(_to_dict(default_stage(method)), name)
+  return defaults
 
 
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:

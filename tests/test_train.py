@@ -342,9 +342,15 @@ def test_configs_of_before_have_todays_defaults(folder, tmp_path):
   content = json.loads(path.read_text())
   for name in ('fit', 'weak', 'width', 'labelled_fraction'):
     del content['data'][name]
+  del content['unet']['args']['net']['dropout']
+  del content['unet']['args']['ema_half_life']
   path.write_text(json.dumps(content))
   workdirs.refuse_other_config(tmp_path, c)
   assert workdirs.load_config(tmp_path).data.weak.kind == ''
+  c.unet.args.net.dropout = 0.5
+  with pytest.raises(UserError, match='net.dropout was 0.0 and is now 0.5'):
+    workdirs.refuse_other_config(tmp_path, c)
+  c.unet.args.net.dropout = 0.0
   c.data.fit = 'pad'
   with pytest.raises(UserError, match="data.fit was '' and is now 'pad'"):
     workdirs.refuse_other_config(tmp_path, c)
