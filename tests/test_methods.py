@@ -48,6 +48,10 @@ TINY = {
   'unimatch': dict(net=BATCH_NORM),
   'bcp-pretrain': dict(net=BATCH_NORM, pretrain=True),
   'bcp': dict(net=BATCH_NORM),
+  'cyclegan': dict(
+    net=Net('resnet_generator', 8, norm='instance', blocks=1), g_width=8,
+    g_blocks=1, d_width=8, pool_size=5,
+  ),
 }  # fmt: skip
 PREVIOUS = {
   'semantic_gan_encoder': 'semantic_gan',
@@ -61,6 +65,8 @@ def make(name):
   args = dict(TINY[name])
   if 'total_steps' in inspect.signature(build).parameters:
     args['total_steps'] = 20
+  if 'image_size' in inspect.signature(build).parameters:
+    args['image_size'] = (SIZE, SIZE)
   return build(num_classes=K, resolution=SIZE, channels=CHANNELS, **args)
 
 
@@ -150,7 +156,7 @@ def test_predictions(name, way):
   assert prediction.probabilities.shape == (4, SIZE, SIZE, K)
   np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, atol=1e-5)
   assert prediction.trust.shape == (4,)
-  if name == 'semantic_gan_encoder':
+  if name in ('semantic_gan_encoder', 'cyclegan'):
     assert prediction.reconstruction.shape == images.shape
 
 

@@ -58,7 +58,7 @@ def make(
 
   Args:
     num_classes: K.
-    resolution: side of the images.
+    resolution: shorter side of the images.
     channels: image channels.
     total_steps: length of the learning-rate curve.
     net: see `jaxseg.nets.segmenters.Net`; the teacher must have the same.
