@@ -70,8 +70,8 @@ def stages(preset, width=64, blocks=9, **optimizer):
     'supervised', label=label, unlabelled_batch_size=0, **common
   )
   cyclegan = lambda **changes: preset.stage(
-    'cyclegan', g_width=width, g_blocks=blocks, d_optimizer=ADAM | optimizer,
-    **common, **changes,
+    'cyclegan', g_width=width, g_blocks=blocks, d_optimizer=ADAM, **common,
+    **changes,
   )  # fmt: skip
   return {
     'full': supervised('Full'),
@@ -94,8 +94,11 @@ def get_config(arg: str = 'digits'):
     preset = as_in_paper(preset, *PAPER[name])
     found = stages(preset)
   else:
-    # Few steps need a higher rate.
-    preset = preset._replace(total_steps=1000 if small else preset.total_steps)
+    if small:
+      preset = preset._replace(
+        total_steps=1000, batch_size=4, unlabelled_batch_size=4
+      )
+    # Few steps need a higher rate; the discriminators keep theirs.
     found = stages(preset, width=16, blocks=4, lr=1e-3)
   config = jaxseg_config.add_stages(preset.config, **found)
   data = config.data
