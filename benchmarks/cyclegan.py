@@ -93,15 +93,25 @@ def check_alike(config: ConfigDict) -> None:
     names = SHARED
     if stage in ABLATION:
       names = sorted(set(there.args) - set(WEIGHTS))
-    pairs = [(n, here[n], there[n]) for n in ('total_steps', 'batch_size')]
-    pairs += [(f'args.{n}', here.args[n], there.args[n]) for n in names]
-    for name, found, expected in pairs:
-      if found != expected:
+    found, expected = (_compared(fields, names) for fields in (here, there))
+    for name, value in expected.items():
+      if found[name] != value:
         raise UserError(
-          f'config.{stage}.{name} is {found}, expected that of '
-          f'config.cyclegan, {expected}: else their scores would not be '
+          f'config.{stage}.{name} is {found[name]!r}, expected that of '
+          f'config.cyclegan, {value!r}: else their scores would not be '
           'comparable; set it for all stages.'
         )
+
+
+def _compared(fields, names):
+  """{field: value} of a stage: the loop's, and those of args named."""
+  found = {n: fields[n] for n in ('total_steps', 'batch_size')}
+  for name in names:
+    value = fields.args[name]
+    group = value if isinstance(value, ConfigDict) else {'': value}
+    for key, part in group.items():
+      found[f'args.{name}.{key}'.rstrip('.')] = part
+  return found
 
 
 def run_all(config: ConfigDict, runs: Sequence[Run], show) -> list[str]:

@@ -2,8 +2,10 @@
 
   python -m jaxseg.predict --workdir=W --images=DIR --output=DIR
 
-Writes DIR/NAME.png (indexed, the image's own size), DIR/overlays/NAME.png and
-DIR/predictions.csv. Run it again after an interruption: what is done is kept.
+Writes DIR/NAME.png (indexed, the image's own size), DIR/overlays/NAME.png,
+DIR/reconstructions/NAME.png (the image as a generative method draws it, at the
+networks' size) and DIR/predictions.csv. Run it again after an interruption:
+what is done is kept.
 
 Of a volume (.nii, .nii.gz, a DICOM file, a folder with one DICOM series) every
 slice is labelled, cut and shown as in training. It gets one DIR/NAME.nii.gz of
@@ -119,11 +121,14 @@ class _Answer:
     self.seconds = 0.0
     self._opened = opened
     self._shown = dict.fromkeys(predict_files.shown(opened.count))
+    self._reconstructions = []  # of the pictures that are shown
 
-  def add(self, picture, mask, trust, seconds):
+  def add(self, picture, mask, trust, reconstruction, seconds):
     """Takes the next picture; tells whether it was the last."""
     if len(self.masks) in self._shown:
       self._shown[len(self.masks)] = picture
+      if reconstruction is not None:
+        self._reconstructions.append(visualize.to_rgb(reconstruction))
     self.masks.append(mask)
     if trust is not None:
       self.trusts.append(trust)
@@ -135,6 +140,9 @@ class _Answer:
     masks = [self.masks[i] for i in self._shown]
     drawing = predict_files.draw(list(self._shown.values()), masks, palette)
     visualize.write_png(predict_files.overlay_path(path), drawing)
+    if self._reconstructions:
+      drawing = predict_files.sheet(self._reconstructions)
+      visualize.write_png(predict_files.reconstruction_path(path), drawing)
     self._opened.save(path, self.masks, palette)
 
 
@@ -243,8 +251,11 @@ def _label(batch, run, config) -> Iterator[_Answer]:
   prediction, seconds = run(inputs)
   for i, (answer, picture) in enumerate(batch):
     mask = label_image(prediction.probabilities[i], picture.shape[:2], config)
-    trust = None if prediction.trust is None else prediction.trust[i]
-    if answer.add(picture, mask, trust, seconds):
+    trust, reconstruction = (
+      None if values is None else values[i]
+      for values in (prediction.trust, prediction.reconstruction)
+    )
+    if answer.add(picture, mask, trust, reconstruction, seconds):
       yield answer
 
 

@@ -135,6 +135,11 @@ def overlay_path(mask: Path) -> Path:
   return mask.parent / 'overlays' / name
 
 
+def reconstruction_path(mask: Path) -> Path:
+  """Returns reconstructions/NAME.png beside the mask, as `overlay_path`."""
+  return mask.parent / 'reconstructions' / overlay_path(mask).name
+
+
 def shown(count: int) -> list[int]:
   """Returns which of a file's pictures are drawn: at most `SHOWN`, evenly."""
   cells = min(count, SHOWN)
@@ -160,6 +165,11 @@ def draw(
     visualize.overlay(picture, mask, palette)
     for picture, mask in zip(pictures, masks, strict=True)
   ]
+  return sheet(drawn)
+
+
+def sheet(drawn: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns one picture as it is, a contact sheet of several; uint8 RGB."""
   if len(drawn) == 1:
     return drawn[0]
   drawn = [visualize.thumbnail(image, SHEET_SIDE) for image in drawn]

@@ -170,7 +170,7 @@ ADVERSARIAL = ('least_squares', 'logistic')
 def pixel_adversarial(
   scores: jax.Array,
   real: bool,
-  valid: jax.Array | None = None,
+  weight: jax.Array | None = None,
   kind: str = 'least_squares',
 ) -> jax.Array:
   """Distance of pixel or patch scores from what real or fake ones should be.
@@ -182,21 +182,18 @@ def pixel_adversarial(
   Args:
     scores: float32 [N, h, w, 1].
     real: whether they should look real.
-    valid: bool [N, H, W], at images' size: pixels that are not valid do not
-      count, patches count by the part that is (bilinear); None: all count.
+    weight: of each, bool or float [N, h, w], 0 or more; None: all alike.
     kind: one of ADVERSARIAL.
 
   Returns:
-    scalar, a weighted mean; 0 when nothing counts.
+    scalar, the weighted mean; 0 when nothing counts.
   """
   if kind == 'least_squares':
     losses = jnp.square(scores - 1.0 if real else scores)
   else:
     losses = jax.nn.softplus(-scores if real else scores)
-  if valid is None:
+  if weight is None:
     return losses.mean()
-  weight = valid.astype(jnp.float32)
-  if weight.shape != scores.shape[:3]:
-    weight = jax.image.resize(weight, scores.shape[:3], 'bilinear')
+  weight = weight.astype(jnp.float32)
   total = weight.sum()
   return (losses[..., 0] * weight).sum() / jnp.where(total > 0, total, 1.0)

@@ -4,17 +4,19 @@ Source: Mondal, Agarwal, Dolz and Desrosiers, Revisiting CycleGAN for
 Semi-Supervised Segmentation (2019), section 3, equations 1 to 9.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxseg import optimizers
-from jaxseg.errors import UserError
 from jaxseg.losses import gan, segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, Prediction, ema_decay
-from jaxseg.methods import replay, segmenting, segmenting_checks
+from jaxseg.methods import replay, segmenting
+from jaxseg.methods.cyclegan_checks import (
+  check,  # noqa: F401
+  check_choices,
+  image_net,
+)
 from jaxseg.nets import discriminators
 from jaxseg.nets.resnet_generator import ResnetGenerator
 from jaxseg.nets.segmenters import Net
@@ -59,8 +61,10 @@ def make(
   lambda_4: float = 0.5,  # L_disc^S
   lambda_5: float = 0.5,  # L_disc^I
   adversarial: str = 'least_squares',  # of L_disc; 'logistic'
-  pool_size: int = 50,  # earlier fakes that D_I and D_S see as well; 0: none
-  pool_whole_batches: bool = False,  # as the published code exchanges them
+  # Earlier fakes that D_I and D_S see as well; 0: none. The published code
+  # keeps 50 batches, and exchanges whole ones.
+  pool_size: int = 50,
+  pool_whole_batches: bool = False,
   # As published, D_S sees class ids (one channel, 0 to K-1) instead of
   # probabilities, so that L_disc^S gives G_IS no gradient.
   published_code_compat: bool = False,
@@ -73,12 +77,14 @@ def make(
   discriminators, on the fakes of that step or of the pools.
 
   Sums of the paper are means here, as in its published code. Void pixels count
-  in no term: G_SI is shown zeros there and no loss looks at them. A term whose
+  in no term: G_SI is shown zeros there and no loss looks at them; patches count
+  by the part of them that is valid, of real and fake ones alike. Padding of
+  unlabelled images (`data.fit` 'pad') is no void: it counts. A term whose
   weight is 0 is not computed; its discriminator then does not learn.
 
   Args:
     num_classes: K.
-    resolution: the smaller side of the images.
+    resolution: shorter side of the images.
     image_size: (H, W) of the images.
     channels: C, of images.
     total_steps: length of the learning-rate curves.
@@ -94,20 +100,39 @@ def make(
   Raises:
     UserError: a setting outside its choices.
   """
-  _check_choices('', discriminator, d_norm, g_norm, adversarial)
+  check_choices('', discriminator, d_width, d_norm, g_norm, adversarial)
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
   )  # fmt: skip
-  g_net = Net(
-    'resnet_generator', g_width, norm=g_norm, blocks=g_blocks,
-    dropout=g_dropout, dtype=net.dtype,
-  )  # fmt: skip
-  shape = (1, resolution, resolution, num_classes)
-  g_si = _image_generator(seg, channels, g_net, shape)
+  g_net = image_net(g_width, g_blocks, g_norm, g_dropout)
+  g_si = segmenting.Segmenter(
+    ResnetGenerator(
+      channels, g_width, g_blocks, g_norm, g_dropout, 'tanh', net.dtype
+    ),
+    # The factor is of decoders beside pretrained encoders; G_SI has none.
+    optimizers.make(optimizer._replace(head_factor=1.0), total_steps),
+    (1, resolution, resolution, num_classes),
+    g_net._replace(joint_norm=net.joint_norm),
+  )
   d = DISCRIMINATORS[discriminator](d_width, norm=d_norm, dtype=net.dtype)
   d_tx = optimizers.make(d_optimizer, total_steps, 'd_optimizer')
-  score = lambda params, x, valid=None: d.apply({'params': params}, x, valid)
+  patches = discriminator == 'patch'
+
+  def judge(params, x, real, valid=None):
+    """A term of L_disc: how far D's scores of x are from real or fake."""
+    scores = d.apply({'params': params}, x, valid)
+    if patches and valid is not None:
+      valid = discriminators.patch_coverage(valid, d.layers)
+    return gan.pixel_adversarial(scores, real, valid, adversarial)
+
+  def beside(valid, n):
+    """Which pixels of n whole maps D may look at, given those of the others.
+
+    Pixels are judged one by one. In patches void is seen, so that the same is
+    hidden from either kind: void must not tell real from fake.
+    """
+    return valid[jnp.arange(n) % valid.shape[0]] if patches else None
 
   def init(rng, previous=None):
     del previous
@@ -124,11 +149,12 @@ def make(
     })  # fmt: skip
     averaged = segmenting.collections(g_params, g_stats)
     extra = {'g_si': g_stats}
-    if pool_size:
+    if pool_size and lambda_4:
       maps = jnp.zeros((*image_size, num_classes))
+      extra['pool_s'] = replay.empty(pool_size, maps)
+    if pool_size and lambda_5:
       fake = {'image': image[0], 'valid': jnp.zeros(image_size, bool)}
       extra['pool_i'] = replay.empty(pool_size, fake)
-      extra['pool_s'] = replay.empty(pool_size, maps)
     return state.replace(
       ema=state.ema | {'g_si': averaged}, extra=state.extra | extra
     )
@@ -155,39 +181,37 @@ def make(
     )  # fmt: skip
     fake, cycle = images[:n], images[n:]
 
-    terms = {}
     total, parts = segmentation.supervised(logits[:n], y, loss)  # eq. 1, 2
-    terms['gen_s'] = total
+    terms = {'gen_s': total} | (parts if loss.dice else {})
     if lambda_1:  # eq. 3
       terms['gen_i'] = pixel_mean(jnp.square(fake - x), valid)
       total += lambda_1 * terms['gen_i']
     if lambda_2:  # eq. 7
       again, _ = to_label(fake, keys[2])
-      terms['cycle_s'] = segmentation.cross_entropy(again, y)
+      terms['cycle_s'] = segmentation.cross_entropy(
+        again, y, class_weights=loss.class_weights
+      )
       total += lambda_2 * terms['cycle_s']
     if lambda_3:  # eq. 6
       terms['cycle_i'] = jnp.abs(cycle - x_u).mean()
       total += lambda_3 * terms['cycle_i']
     if lambda_4:  # eq. 4, for G_IS
-      scores = score(state.params['d_s'], label_view(maps_u))
-      terms['disc_s'] = gan.pixel_adversarial(scores, True, None, adversarial)
+      terms['disc_s'] = judge(
+        state.params['d_s'], label_view(maps_u), True, beside(valid, len(x_u))
+      )
       total += lambda_4 * terms['disc_s']
     if lambda_5:  # eq. 5, for G_SI
-      scores = score(state.params['d_i'], fake, valid)
-      terms['disc_i'] = gan.pixel_adversarial(scores, True, valid, adversarial)
+      terms['disc_i'] = judge(state.params['d_i'], fake, True, valid)
       total += lambda_5 * terms['disc_i']
     fakes = {'image': fake, 'valid': valid}, maps_u
     return total, (terms, fakes, {'seg': seg_stats, 'g_si': g_stats})
 
-  def d_loss(params, real, fake, real_valid=None, fake_valid=None):
+  def d_loss(params, real, fake, real_valid, fake_valid):
     """Half of equation 4 or 5; each kind is normalised by itself."""
-    real = gan.pixel_adversarial(
-      score(params, real, real_valid), True, real_valid, adversarial
+    return 0.5 * (
+      judge(params, real, True, real_valid)
+      + judge(params, fake, False, fake_valid)
     )
-    fake = gan.pixel_adversarial(
-      score(params, fake, fake_valid), False, fake_valid, adversarial
-    )
-    return (real + fake) / 2
 
   def draw_earlier(state, name, fakes, rng):
     if not pool_size:
@@ -199,19 +223,21 @@ def make(
 
   def update_discriminators(state, batch, fakes, rng):
     keys, terms = jax.random.split(rng), {}
-    y = batch['label']
+    y, x_u = batch['label'], batch['unlabelled']
+    valid = y != VOID
     if lambda_4:
       state, maps = draw_earlier(state, 'pool_s', fakes[1], keys[0])
       real = label_view(segmentation.one_hot(y, num_classes))
       terms['d_s'], grads = jax.value_and_grad(d_loss)(
-        state.params['d_s'], real, label_view(maps), y != VOID
-      )
+        state.params['d_s'], real, label_view(maps), valid,
+        beside(valid, len(x_u)),
+      )  # fmt: skip
       state = segmenting.advance(state, 'd_s', d_tx, grads)
     if lambda_5:
       state, fake = draw_earlier(state, 'pool_i', fakes[0], keys[1])
       terms['d_i'], grads = jax.value_and_grad(d_loss)(
-        state.params['d_i'], batch['unlabelled'], fake['image'], None,
-        fake['valid'],
+        state.params['d_i'], x_u, fake['image'],
+        beside(fake['valid'], len(x_u)), fake['valid'],
       )  # fmt: skip
       state = segmenting.advance(state, 'd_i', d_tx, grads)
     return state, terms
@@ -269,50 +295,3 @@ def pixel_mean(losses: jax.Array, valid: jax.Array) -> jax.Array:
   """
   total = jnp.where(valid, losses.mean(-1), 0.0).sum()
   return total / jnp.maximum(valid.sum(), 1)
-
-
-def _image_generator(seg, channels, settings, shape):
-  """G_SI, in the form of the segmenters: it too has batch statistics."""
-  module = ResnetGenerator(
-    channels, settings.width, settings.blocks, settings.norm,
-    settings.dropout, 'tanh', settings.dtype,
-  )  # fmt: skip
-  return segmenting.Segmenter(module, seg.tx, shape, settings)
-
-
-def check(where: str, fields: Any, data: Any) -> None:
-  """Refuses a stage that could not train, before anything is read.
-
-  Args:
-    where: 'config.STAGE'.
-    fields: its fields.
-    data: config.data.
-
-  Raises:
-    UserError: names the field, what it is and what it must be.
-  """
-  segmenting_checks.check_semi_supervised(where, fields, data)
-  if data.weak.kind:
-    raise UserError(
-      f'config.data.weak.kind is {data.weak.kind!r}, but {where} (cyclegan) '
-      "draws images of whole masks; set it to '', or take another method."
-    )
-  args = fields.args
-  optimizers.make(Optimizer(**args.d_optimizer), 1, f'{where}.args.d_optimizer')
-  _check_choices(
-    f'{where}.args.', args.discriminator, args.d_norm, args.g_norm,
-    args.adversarial,
-  )  # fmt: skip
-
-
-def _check_choices(prefix, discriminator, d_norm, g_norm, adversarial):
-  for field, value, allowed in (
-    ('discriminator', discriminator, DISCRIMINATORS),
-    ('d_norm', d_norm, ('batch', 'instance', 'none')),
-    ('g_norm', g_norm, ('instance', 'batch')),
-    ('adversarial', adversarial, gan.ADVERSARIAL),
-  ):
-    if value not in allowed:
-      raise UserError(
-        f'{prefix}{field} is {value!r}, must be one of {", ".join(allowed)}.'
-      )

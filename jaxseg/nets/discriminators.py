@@ -286,3 +286,25 @@ class PatchGAN(nn.Module):
       x = nn.leaky_relu(_normalize(x, self.norm, f'norm{i}'), 0.2)
     name = f'conv{self.layers + 1}'
     return _plain(1, 4, 1, True, self.dtype, name)(x).astype(jnp.float32)
+
+
+def patch_coverage(
+  valid: jax.Array, layers: int = PatchGAN.layers
+) -> jax.Array:
+  """How much of each patch of a `PatchGAN` is valid.
+
+  The mean over each kernel in turn: the middle of a patch counts most, as in
+  the scores; what lies outside the image counts as little as void.
+
+  Args:
+    valid: bool [N, H, W].
+    layers: of stride 2.
+
+  Returns:
+    float32 [N, h, w] in [0, 1].
+  """
+  x = valid.astype(jnp.float32)[..., None]
+  for stride in (*(2,) * layers, 1, 1):
+    pads = ((1, 1), (1, 1))
+    x = nn.avg_pool(x, (4, 4), (stride, stride), pads, count_include_pad=False)
+  return x[..., 0]

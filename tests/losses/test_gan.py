@@ -169,25 +169,12 @@ def test_pixel_adversarial_by_hand():
   np.testing.assert_allclose(of(scores, True, valid), 5.25 / 3, rtol=1e-6)
   np.testing.assert_allclose(of(scores, False, valid), 13.25 / 3, rtol=1e-6)
   np.testing.assert_array_equal(of(scores, True, valid & False), 0)
+  weight = jnp.array([[[1.0, 0.5], [0.0, 0.25]]])
+  expected = (4 + 0.5 * 4 + 0.25) / 1.75
+  np.testing.assert_allclose(of(scores, True, weight), expected, rtol=1e-6)
   s = np.asarray(scores).ravel()
   for real, sign in ((True, -1), (False, 1)):
     np.testing.assert_allclose(
       of(scores, real, kind='logistic'), np.log1p(np.exp(sign * s)).mean(),
       rtol=1e-6,
     )  # fmt: skip
-
-
-def test_patches_count_by_their_valid_part():
-  scores = jnp.array([[[2.0, 4.0]]])[..., None]
-  valid = jnp.zeros((1, 2, 4), bool).at[:, :, 0].set(True)
-  # A tent of three pixels to either side, at the border cut and made to sum to
-  # one: of columns 0 to 3 the left patch takes (3, 3, 1, 0) / 7.
-  share = np.array([3 / 7, 0])
-  found = gan.pixel_adversarial(scores, False, valid)
-  expected = (share * [4, 16]).sum() / share.sum()
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
-  valid = valid.at[:, :, 1].set(True)
-  share = np.array([6 / 7, 1 / 7])
-  found = gan.pixel_adversarial(scores, False, valid)
-  expected = (share * [4, 16]).sum() / share.sum()
-  np.testing.assert_allclose(found, expected, rtol=1e-6)

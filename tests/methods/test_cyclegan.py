@@ -15,6 +15,7 @@ from quick import quick_jit
 import jaxseg.config
 from jaxseg.errors import UserError
 from jaxseg.methods import cyclegan, supervised
+from jaxseg.nets import discriminators
 from jaxseg.nets.discriminators import PixelDiscriminator
 from jaxseg.nets.resnet_generator import ResnetGenerator
 from jaxseg.nets.segmenters import Net
@@ -197,8 +198,9 @@ def test_gradients_of_a_recorded_step(shared):
 
 def test_published_code_of_a_recorded_step():
   terms, _ = recorded_steps(published_code_compat=True)
-  # Of the recording with D_S on class ids, whose D_S is not known: what D_S
-  # would change in the second step, were there a gradient.
+  # Losses recorded of the same networks with D_S on class ids; its D_S itself
+  # was not kept. The second step shows that it gave no gradient: with one,
+  # gen_s is 1.414822.
   for t, wanted in enumerate((
     dict(gen_s=1.401427984, gen_i=0.391588569, disc_i=1.041361094,
          cycle_i=0.533538461, cycle_s=1.413469076, d_i=0.522118628),
@@ -294,6 +296,38 @@ def test_a_weight_of_zero_leaves_the_term_out(weights, gone):
   for name in ('seg', 'g_si'):
     bias = lambda state: state.params[name]['decoder']['out']['bias']  # noqa: B023
     assert not np.allclose(bias(after), bias(full), rtol=1e-3, atol=1e-7)
+
+
+def test_void_is_hidden_from_patches_of_either_kind():
+  """Else D would know real labels, and drawn images, by their void."""
+  method = make(discriminator='patch', d_norm='none', **LAMBDAS)
+  state = quick_jit(method.init)(jax.random.key(0))
+  state = state.replace(params={n: jax.tree.map(lambda x: 4 * x, p)
+                                for n, p in state.params.items()})  # fmt: skip
+  data = batch() | {'unlabelled': batch()['image']}
+  run = quick_jit(method.train_step)
+  # One class everywhere, predicted as drawn: D_S sees the same twice.
+  seg = jax.tree.map(jnp.zeros_like, state.params['seg'])
+  seg['decoder']['out']['bias'] = jnp.array([60.0, 0, 0, 0])
+  data['label'] = np.where(data['label'] == 255, 255, 0)
+  state = state.replace(params=state.params | {'seg': seg})
+  _, terms = run(state, data)
+  d = discriminators.PatchGAN(8, norm='none')
+  valid = data['label'] != 255
+  maps = jnp.zeros((N, SIZE, SIZE, K)).at[..., 0].set(valid)
+  scores = d.apply({'params': state.params['d_s']}, maps)[..., 0]
+  weight = discriminators.patch_coverage(jnp.asarray(valid))
+  mean = lambda x: (x * weight).sum() / weight.sum()
+  wanted = 0.5 * (mean((scores - 1) ** 2) + mean(scores**2))
+  assert_allclose(terms['d_s'], wanted, rtol=1e-5)
+  assert_allclose(terms['disc_s'], mean((scores - 1) ** 2), rtol=1e-5)
+
+
+def test_pixel_mean_by_hand():
+  losses = jnp.array([[[[1.0, 3.0], [9.0, 9.0]], [[5.0, 5.0], [0.0, 1.0]]]])
+  valid = jnp.array([[[True, False], [True, True]]])
+  assert_allclose(cyclegan.pixel_mean(losses, valid), (2 + 5 + 0.5) / 3)
+  assert cyclegan.pixel_mean(losses, valid & False) == 0
 
 
 def test_class_ids_give_the_generator_no_gradient():
@@ -463,6 +497,13 @@ def check(changed=None, weak='', **fields):
     (dict(changed={'adversarial': 'hinge'}), "is 'hinge'.*least_squares"),
     (dict(changed={'d_optimizer': {**cyclegan.ADAM._asdict(), 'name': 'lion'}}),
      "config.cg.args.d_optimizer.name is 'lion'"),
+    (dict(changed={'d_width': 0}), 'args.d_width is 0, must be at least 1'),
+    (dict(changed={'g_width': 0}), 'of G_SI.*width is 0'),
+    (dict(changed={'g_dropout': 1.0}), 'of G_SI.*dropout is 1.0'),
+    (dict(changed={'pool_size': 3, 'pool_whole_batches': True}),
+     'config.cg.args.pool_size is 3.*batch of 4'),
+    (dict(changed={'d_optimizer': cyclegan.ADAM._replace(
+      head_factor=10.0)._asdict()}), 'd_optimizer.head_factor is 10.0'),
     (dict(unlabelled_batch_size=0), 'config.cg.unlabelled_batch_size is 0'),
     (dict(weak='scribbles'), 'weak.kind.*whole masks'),
     (dict(init_from='unet'), "config.cg.init_from is 'unet'"),

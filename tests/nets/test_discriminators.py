@@ -280,3 +280,22 @@ def test_cyclegan_discriminators_refuse():
     shapes_of(PixelDiscriminator(norm='group'), 1, 8, 8, 3)
   with pytest.raises(ValueError, match='least 24 x 24 pixels, found 32 x 23'):
     shapes_of(PatchGAN(), 1, 32, 23, 3)
+
+
+def test_patch_coverage():
+  valid = jnp.ones((1, 64, 64), bool)
+  np.testing.assert_allclose(
+    discriminators.patch_coverage(valid), np.ones((1, 6, 6)), rtol=1e-6
+  )
+  # The left of two halves: more of the patches on the left, and as much of one
+  # as is left of its mirror image.
+  cut = valid.at[:, :, 32:].set(False)
+  found = np.asarray(discriminators.patch_coverage(cut))[0]
+  assert (np.diff(found[0]) <= 0).all() and found[0, 0] > 0.9 > 0.1 > found[
+    0, 5
+  ]
+  np.testing.assert_allclose(found + found[:, ::-1], 1, rtol=1e-5)
+  # As a PatchGAN that averages: same maps, same places.
+  net = discriminators.PatchGAN(1, norm='none')
+  scores = net.init_with_output(jax.random.key(0), cut[..., None] * 1.0)[0]
+  assert scores.shape[1:3] == found.shape
