@@ -124,12 +124,14 @@ def tables(runs: Sequence[Run], paper: str) -> str:
     seeds = sorted({
       seed for by in scores.values() for seed in by.get(split, {})
     })  # fmt: skip
+    # The paper has none for other domains.
+    beside = None if split.startswith('ood') else PAPER.get(paper)
     parts += [
       f'### {split}',
-      f'{" or ".join(map(str, sorted(images)))} images; mean and standard '
-      f'deviation over seeds {", ".join(map(str, seeds))}. The published '
-      f"code's mIoU: {'all classes' if whole else 'without background'}.",
-      fraction_table(scores, split, PAPER.get(paper)),
+      f'{" or ".join(map(str, sorted(images)))} images; mean and, of several, '
+      f'standard deviation over seeds {", ".join(map(str, seeds))}. The '
+      f"published code's mIoU: {'all classes' if whole else 'no background'}.",
+      fraction_table(scores, split, beside),
     ]
     percents = {p for stage, p in scores if stage in ABLATION}
     parts += [ablation_table(scores, split, p) for p in sorted(percents)]

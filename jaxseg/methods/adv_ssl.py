@@ -242,11 +242,7 @@ def check(where: str, fields: Any, data: Any) -> None:
     UserError: names the field, what it is and what it must be.
   """
   segmenting_checks.check_semi_supervised(where, fields, data)
-  if data.weak.kind:
-    raise UserError(
-      f'config.data.weak.kind is {data.weak.kind!r}, but {where} (adv_ssl) '
-      "compares whole masks; set it to '', or take another method."
-    )
+  segmenting_checks.check_whole_masks(where, fields, data)
   args = fields.args
   _check_numbers(
     f'{where}.args.', fit.size(data), args.semi_threshold, args.semi_start

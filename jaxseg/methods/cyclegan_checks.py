@@ -30,11 +30,7 @@ def check(where: str, fields: Any, data: Any) -> None:
     UserError: names the field, what it is and what it must be.
   """
   segmenting_checks.check_semi_supervised(where, fields, data)
-  if data.weak.kind:
-    raise UserError(
-      f'config.data.weak.kind is {data.weak.kind!r}, but {where} (cyclegan) '
-      "draws images of whole masks; set it to '', or take another method."
-    )
+  segmenting_checks.check_whole_masks(where, fields, data)
   args = fields.args
   optimizers.make(Optimizer(**args.d_optimizer), 1, f'{where}.args.d_optimizer')
   if args.d_optimizer.head_factor != 1:

@@ -204,3 +204,22 @@ def check_semi_supervised(
       f'{where}.unlabelled_batch_size is 0, but {fields.method} learns from '
       f'unlabelled images; set it, e.g. to {fields.batch_size}.'
     )
+
+
+def check_whole_masks(where: str, fields: Any, data: Any) -> None:
+  """Refuses weak labels, for methods whose networks look at label maps.
+
+  Args:
+    where: see `check`, as for the next two.
+    fields: its fields.
+    data: config.data.
+
+  Raises:
+    UserError: labels are to be weakened.
+  """
+  if data.weak.kind:
+    raise UserError(
+      f'config.data.weak.kind is {data.weak.kind!r}, but {where} '
+      f"({fields.method}) learns from whole masks; set it to '', or take "
+      'another method.'
+    )
