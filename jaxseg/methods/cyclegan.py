@@ -274,7 +274,7 @@ def make(
       'label': batch['label'],
       'predicted': found.probabilities.argmax(-1),
       'reconstruction': found.reconstruction,
-      'drawn': draw(state, maps),
+      'label_drawn': draw(state, maps),
     }
 
   return Method(
