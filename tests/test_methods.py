@@ -193,6 +193,11 @@ def test_eight_devices_give_the_numbers_of_one(name):
     np.testing.assert_allclose(value, expected[key], rtol=2e-4, atol=1e-5,
                                err_msg=key)  # fmt: skip
   assert len(after.step.sharding.device_set) == 8
+  for pool in {'pool_i', 'pool_s'} & set(after.extra):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=1e-5),
+      after.extra[pool], stepped(name)[1][1].extra[pool],
+    )  # fmt: skip
 
 
 def test_sample_and_pictures():
