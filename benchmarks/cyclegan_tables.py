@@ -124,8 +124,8 @@ def tables(runs: Sequence[Run], paper: str) -> str:
     seeds = sorted({
       seed for by in scores.values() for seed in by.get(split, {})
     })  # fmt: skip
-    # The paper has none for other domains.
-    beside = None if split.startswith('ood') else PAPER.get(paper)
+    in_domain = not split.startswith('ood')  # the paper has no others
+    beside = PAPER.get(paper) if in_domain else None
     parts += [
       f'### {split}',
       f'{" or ".join(map(str, sorted(images)))} images; mean and, of several, '
@@ -134,7 +134,10 @@ def tables(runs: Sequence[Run], paper: str) -> str:
       fraction_table(scores, split, beside),
     ]
     percents = {p for stage, p in scores if stage in ABLATION}
-    parts += [ablation_table(scores, split, p) for p in sorted(percents)]
+    parts += [
+      ablation_table(scores, split, percent, in_domain)
+      for percent in sorted(percents)
+    ]
   return '\n\n'.join(parts) + '\n'
 
 
@@ -177,15 +180,24 @@ def fraction_table(
   return markdown(rows, texts=3)
 
 
-def ablation_table(scores: Scores, split: str, percent: int) -> str:
+def ablation_table(
+  scores: Scores, split: str, percent: int, paper: bool
+) -> str:
   """Markdown: the loss with all its terms and without one, as table 2.
 
   The change is that against all terms with the same seed.
+
+  Args:
+    scores: from `collect`.
+    split: which.
+    percent: of the labels.
+    paper: whether the paper's numbers are shown.
   """
-  rows = [
-    [f'loss, {percent} % labels', 'mIoU', 'change', 'Dice',
-     "published code's mIoU", "the paper's (VOC, 20 %)"],
+  head = [
+    f'loss, {percent} % labels', 'mIoU', 'change', 'Dice',
+    "published code's mIoU",
   ]  # fmt: skip
+  rows = [head + ["the paper's (VOC, 20 %)"] * paper]
   every = scores.get(('cyclegan', percent), {}).get(split, {})
   for stage in ('cyclegan', *ABLATION):
     found = scores.get((stage, percent), {}).get(split, {})
@@ -197,7 +209,7 @@ def ablation_table(scores: Scores, split: str, percent: int) -> str:
       spread(changes, '+') if stage != 'cyclegan' else '',
       mean_of(found, 'dice'),
       mean_of(found, 'published'),
-      short(PAPER_ABLATION[stage]),
+      *[short(PAPER_ABLATION[stage])] * paper,
     ])  # fmt: skip
   return markdown(rows)
 

@@ -11,6 +11,9 @@ optimiser and schedule. More are there for the ablation (the paper's table 2),
 `no_cycle_s`, `no_cycle_i`, `no_disc_s`, `no_disc_i`: add them to
 --config.stages. `python -m benchmarks.cyclegan` makes both tables.
 
+`digits` takes 3 minutes on a CPU core; mIoU of `partial` .53, of `cyclegan` .37
+on MNIST, .27 and .26 on optdigits: so short, it is no gain.
+
 The argument is SET[,LABELS[,SIZE]], see jaxseg/presets.py; `voc`, `cityscapes`
 and `acdc` have the paper's image sizes, batches, networks and 400 epochs (at
 20 % labels), and no augmentation: not for a CPU.
