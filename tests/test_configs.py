@@ -38,7 +38,13 @@ CASES = {  # file: {argument: number of classes}
   'unimatch': {'chest_xray,35': 2},
   'bcp': {'acdc,3': 4},
   'baselines': {'chest_xray,9,laptop': 2},
-  'cyclegan': {'cityscapes,20%': 19},
+  'cyclegan': {
+    'digits': 11,
+    'voc,20%': 21,
+    'cityscapes,20%': 19,
+    'acdc,10%': 4,
+    'acdc,all': 4,
+  },
 }
 
 

@@ -15,7 +15,6 @@ from jaxseg.methods import replay, segmenting
 from jaxseg.methods.cyclegan_checks import (
   check,  # noqa: F401
   check_choices,
-  image_net,
 )
 from jaxseg.nets import discriminators
 from jaxseg.nets.resnet_generator import ResnetGenerator
@@ -105,7 +104,10 @@ def make(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
   )  # fmt: skip
-  g_net = image_net(g_width, g_blocks, g_norm, g_dropout)
+  # G_SI in the form of a segmenter: it too may have batch statistics.
+  g_net = Net(
+    'resnet_generator', g_width, norm=g_norm, joint_norm=net.joint_norm
+  )
   g_si = segmenting.Segmenter(
     ResnetGenerator(
       channels, g_width, g_blocks, g_norm, g_dropout, 'tanh', net.dtype
@@ -113,7 +115,7 @@ def make(
     # The factor is of decoders beside pretrained encoders; G_SI has none.
     optimizers.make(optimizer._replace(head_factor=1.0), total_steps),
     (1, resolution, resolution, num_classes),
-    g_net._replace(joint_norm=net.joint_norm),
+    g_net,
   )
   d = DISCRIMINATORS[discriminator](d_width, norm=d_norm, dtype=net.dtype)
   d_tx = optimizers.make(d_optimizer, total_steps, 'd_optimizer')

@@ -6,16 +6,8 @@ from jaxseg import optimizers
 from jaxseg.errors import UserError
 from jaxseg.losses import gan
 from jaxseg.methods import segmenting_checks
-from jaxseg.nets import discriminators, segmenters
-from jaxseg.nets.segmenters import Net
+from jaxseg.nets import discriminators
 from jaxseg.optimizers import Optimizer
-
-
-def image_net(width: int, blocks: int, norm: str, dropout: float) -> Net:
-  """G_SI's settings in the form of a segmenter's."""
-  return Net(
-    'resnet_generator', width, norm=norm, blocks=blocks, dropout=dropout
-  )
 
 
 def check(where: str, fields: Any, data: Any) -> None:
@@ -43,8 +35,14 @@ def check(where: str, fields: Any, data: Any) -> None:
     f'{where}.args.', args.discriminator, args.d_width, args.d_norm,
     args.g_norm, args.adversarial,
   )  # fmt: skip
-  g_net = image_net(args.g_width, args.g_blocks, args.g_norm, args.g_dropout)
-  segmenters.build(g_net, 2, f'{where}.args (of G_SI, g_)')
+  if args.g_width < 1:
+    raise UserError(
+      f'{where}.args.g_width is {args.g_width}, must be at least 1.'
+    )
+  if not 0 <= args.g_dropout < 1:
+    raise UserError(
+      f'{where}.args.g_dropout is {args.g_dropout}, must be from 0 to below 1.'
+    )
   _check_pool(where, fields)
 
 

@@ -498,8 +498,8 @@ def check(changed=None, weak='', **fields):
     (dict(changed={'d_optimizer': {**cyclegan.ADAM._asdict(), 'name': 'lion'}}),
      "config.cg.args.d_optimizer.name is 'lion'"),
     (dict(changed={'d_width': 0}), 'args.d_width is 0, must be at least 1'),
-    (dict(changed={'g_width': 0}), 'of G_SI.*width is 0'),
-    (dict(changed={'g_dropout': 1.0}), 'of G_SI.*dropout is 1.0'),
+    (dict(changed={'g_width': 0}), 'cg.args.g_width is 0, must be at least 1'),
+    (dict(changed={'g_dropout': 1.0}), 'cg.args.g_dropout is 1.0, must be'),
     (dict(changed={'pool_size': 3, 'pool_whole_batches': True}),
      'config.cg.args.pool_size is 3.*batch of 4'),
     (dict(changed={'d_optimizer': cyclegan.ADAM._replace(
