@@ -1,0 +1,1 @@
+"""Starts a training on several processes: one machine, Slurm, TPUs, GKE."""
