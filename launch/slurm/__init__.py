@@ -1,0 +1,1 @@
+"""Slurm: a batch script and the command that submits it."""
