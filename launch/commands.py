@@ -60,11 +60,17 @@ def shell_line(command: list[str], env: dict[str, str] | None = None) -> str:
   return ' '.join([*pairs, shlex.join(command)])
 
 
+def value(arguments: list[str], name: str) -> str | None:
+  """What `--name=` is given as, the last time."""
+  starts = (f'--{name}=', f'-{name}=')
+  given = [a.partition('=')[2] for a in arguments if a.startswith(starts)]
+  return given[-1] if given else None
+
+
 def training_arguments(arguments: list[str]) -> list[str]:
   """The arguments of `jaxseg.train`, which need a config and a workdir."""
   for name in ('config', 'workdir'):
-    starts = (f'--{name}=', f'-{name}=')
-    if not any(a.startswith(starts) for a in arguments):
+    if not value(arguments, name):
       refuse(
         f'--{name}= is missing among the arguments after `--`, e.g. '
         '-- --config=configs/quickstart.py --workdir=runs/digits.'

@@ -38,9 +38,9 @@ esac
 @pytest.fixture
 def pod(root, tmp_path):
   """Runs the script; returns its end and the calls of gcloud."""
-  stub = tmp_path / 'gcloud'
-  stub.write_text(GCLOUD)
-  stub.chmod(0o755)
+  for name, text in (('gcloud', GCLOUD), ('git', '#!/bin/bash\n')):
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
   (tmp_path / 'state').write_text('READY\n')
 
   def pod(*arguments, workdir='/mnt/runs/a', wait=True, **env):
@@ -57,9 +57,8 @@ def pod(root, tmp_path):
       return process
     out, err = process.communicate(timeout=60)
     log = tmp_path / 'calls'
-    calls = (
-      log.read_text().split('compute tpus tpu-vm ') if log.exists() else []
-    )
+    text = log.read_text() if log.exists() else ''
+    calls = text.split('compute tpus tpu-vm ')
     return process.returncode, calls[1:], out, err
 
   return pod

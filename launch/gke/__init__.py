@@ -1,0 +1,1 @@
+"""Google Kubernetes Engine: a JobSet manifest for TPU slices."""
