@@ -1,0 +1,1 @@
+"""XManager: sweeps of trainings, here or in the cloud."""
