@@ -21,7 +21,7 @@ from jax.extend import core
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import ops, parallel, plan_costs
+from jaxseg import ops, parallel, plan_costs, plan_hlo
 from jaxseg import workdir as workdirs
 from jaxseg.data import fit
 from jaxseg.errors import UserError
@@ -44,11 +44,12 @@ class Measured(NamedTuple):
     flops: {dtype: FLOP} of all devices together, on average over the steps.
     moved: bytes that their operands and results have, likewise.
     once: FLOP of all devices as XLA's cost analysis counts them.
-    xla_flops: FLOP of all devices by XLA's cost analysis, before compilation.
     branches: see `plan_costs.Counted`.
+    xla_flops: of all devices by XLA's own analysis, elementwise ones too, terms
+      on padding left out; None without compilation, and for a TPU.
     peak: bytes in use at most; None without compilation, or if too many.
     traffic: bytes of memory traffic, as XLA counts them; None likewise.
-    kinds: see `plan_costs.Exchange`; None without compilation.
+    kinds: see `plan_hlo.Exchange`; None without compilation.
     sent_bytes: likewise.
     collectives: likewise.
     unknown: likewise.
@@ -63,8 +64,8 @@ class Measured(NamedTuple):
   flops: dict[str, float]
   moved: float
   once: float
-  xla_flops: float
   branches: list[list[float] | None]
+  xla_flops: float | None = None
   peak: float | None = None
   traffic: float | None = None
   kinds: dict[str, float] | None = None
@@ -140,31 +141,30 @@ def measure(
   leaves, states = jax.tree.leaves(placed), jax.tree.leaves(placed[0])
   step = next(i for i, x in enumerate(states) if x is placed[0].step)
   counted = plan_costs.count(traced.jaxpr, step)
+  found = Measured(
+    parameters={k: _count(v) for k, v in state.params.items()},
+    state=_state_bytes(state, shardings),
+    checkpoint=sum(map(_bytes, jax.tree.leaves(state))),
+    batch=sum(map(_bytes, jax.tree.leaves(batch))) // mesh.shape['data'],
+    flops=counted.flops,
+    moved=counted.moved,
+    once=counted.once,
+    branches=counted.branches,
+  )
+  if not compiled:
+    return found
   outputs = [*jax.tree.leaves(shardings)]
   outputs += [replicated] * (len(traced.jaxpr.out_avals) - len(outputs))
+  start = time.monotonic()
   with jax.set_mesh(mesh):
     lowered = jax.jit(
       core.jaxpr_as_fun(counted.jaxpr),
       donate_argnums=tuple(range(len(states))),
       out_shardings=outputs,
     ).lower(*leaves)
-    found = Measured(
-      parameters={k: _count(v) for k, v in state.params.items()},
-      state=_state_bytes(state, shardings),
-      checkpoint=sum(map(_bytes, jax.tree.leaves(state))),
-      batch=sum(map(_bytes, jax.tree.leaves(batch))) // mesh.shape['data'],
-      flops=counted.flops,
-      moved=counted.moved,
-      once=counted.once,
-      xla_flops=(lowered.cost_analysis() or {}).get('flops', 0.0),
-      branches=counted.branches,
-    )
-    if not compiled:
-      return found
-    start = time.monotonic()
     cpu = mesh.devices.flat[0].platform == 'cpu'
     found = _compile(found, lowered, FOR_READING if cpu else None)
-    return found._replace(seconds=time.monotonic() - start)
+  return found._replace(seconds=time.monotonic() - start)
 
 
 def _compile(found, lowered, options):
@@ -176,19 +176,20 @@ def _compile(found, lowered, options):
       raise
     return found._replace(too_much=' '.join(str(error).split()))
   memory = program.memory_analysis()
-  # TPU programs give a peak; others what is alive before, after and between.
-  peak = getattr(memory, 'peak_memory_in_bytes', 0)
-  sum_ = (
+  # A TPU's program tells its peak, with temp 0; others what lives before,
+  # after and in between.
+  together = (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes
   )
-  cost = program.cost_analysis() or {}
-  exchange = plan_costs.exchanges(program.as_text(), found.branches)
+  peak = max(getattr(memory, 'peak_memory_in_bytes', 0), together)
+  exchange = plan_hlo.exchanges(program.as_text(), found.branches)
   return found._replace(
-    peak=float(max(peak, sum_)),
-    traffic=cost.get('bytes accessed'),
+    xla_flops=(lowered.cost_analysis() or {}).get('flops'),
+    peak=float(peak),
+    traffic=(program.cost_analysis() or {}).get('bytes accessed'),
     **exchange._asdict(),
   )
 

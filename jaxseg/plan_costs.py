@@ -1,17 +1,15 @@
-"""What a training step costs: its arithmetic, and what its devices exchange.
+"""The arithmetic of a training step, counted as JAX traced it.
 
-Arithmetic is counted in the step as JAX traced it, where loops and conditions
-are still to be seen: XLA's own cost analysis counts the dearer branch of a
-condition at every step, and the body of a loop once. What is exchanged is only
-known after XLA has shared the program out, so it is read from compiled HLO.
+There loops and conditions are still to be seen: XLA's own cost analysis counts
+the dearer branch of a condition at every step, and the body of a loop once.
 """
 
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 # Steps over which branches that depend on the step number are averaged: a
 # multiple of every usual interval (2..16, 20, 24, 30, 48, 60, ...).
@@ -44,6 +42,10 @@ def count(jaxpr: core.ClosedJaxpr, step: int) -> Counted:
     jaxpr: from `jax.jit(train_step).trace(state, batch).jaxpr`.
     step: which of its inputs is the step number.
   """
+  # What nothing depends on is traced too, but XLA leaves it out.
+  outputs = [True] * len(jaxpr.jaxpr.outvars)
+  needed, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, outputs, instantiate=True)
+  jaxpr = jaxpr.replace(jaxpr=needed)
   branches = []
   known = [None] * len(jaxpr.jaxpr.invars)
   known[step] = np.arange(STEPS, dtype=np.int32)
@@ -114,51 +116,52 @@ def _evaluate(eqn, values):
 
 def _equation(eqn, values, branches):
   """`_walk` of one equation: the same, but its equation with names."""
-  name, params = eqn.primitive.name, eqn.params
+  name = eqn.primitive.name
   if name == 'cond':
     return _condition(eqn, values, branches)
-  if name in ('dot_general', 'conv_general_dilated'):
-    n = _product(eqn) if name == 'dot_general' else _convolution(eqn)
-    narrow = eqn.invars[0].aval.dtype.itemsize < 4
-    moved = sum(
-      math.prod(v.aval.shape) * v.aval.dtype.itemsize
-      for v in (*eqn.invars, *eqn.outvars)
-    )
-    own = {'bfloat16' if narrow else 'float32': n, 'moved': moved}
-    return own, n, eqn, []
-  times = devices = 1
+  if name not in ('dot_general', 'conv_general_dilated'):
+    return _inside(eqn, values, branches)
+  n = _product(eqn) if name == 'dot_general' else _convolution(eqn)
+  narrow = eqn.invars[0].aval.dtype.itemsize < 4
+  moved = sum(
+    math.prod(v.aval.shape) * v.aval.dtype.itemsize
+    for v in (*eqn.invars, *eqn.outvars)
+  )
+  own = {'bfloat16' if narrow else 'float32': n, 'moved': moved}
+  return own, n, eqn, []
+
+
+def _inside(eqn, values, branches):
+  """`_equation` of one that may hold others: loops, calls."""
+  name, params = eqn.primitive.name, eqn.params
+  # A shard_map is what one device does; a loop's carry is not known.
+  devices = params['mesh'].size if name == 'shard_map' else 1
+  times = devices
   if name == 'scan':
     times = params['length']
-    # What it carries changes from turn to turn.
     values = [
       v if i < params['num_consts'] else None for i, v in enumerate(values)
     ]
-  elif name == 'shard_map':
-    devices = params['mesh'].size
-  flops, once, changed = {}, 0.0, {}
+  total, once, changed = {}, 0.0, {}
   outputs = _evaluate(eqn, values)
   for key, value in params.items():
     if not isinstance(value, core.ClosedJaxpr | core.Jaxpr):
       continue
     closed = isinstance(value, core.ClosedJaxpr)
-    inner = value.jaxpr if closed else value
-    same = len(inner.invars) == len(values)
-    before = len(branches)
-    inside, inner_once, named, told = _walk(
-      inner,
-      values if same else [None] * len(inner.invars),
-      value.consts if closed else (),
-      branches,
-    )
+    inner, consts = (value.jaxpr, value.consts) if closed else (value, ())
+    known, before = values, len(branches)
+    if len(inner.invars) != len(values):
+      known = [None] * len(inner.invars)
+    costs, inner_once, named, told = _walk(inner, known, consts, branches)
     if len(branches) > before:
       changed[key] = value.replace(jaxpr=named) if closed else named
     if name in ('jit', 'pjit', 'closed_call', 'remat', 'checkpoint'):
       outputs = told
     once += inner_once * devices
-    _add(flops, inside, times * devices)
+    _add(total, costs, times)
   if changed:
     eqn = eqn.replace(params=params | changed)
-  return flops, once, eqn, outputs
+  return total, once, eqn, outputs
 
 
 def _add(total, more, factor):
@@ -208,140 +211,3 @@ def _convolution(eqn):
   outputs = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
   terms = math.prod(kernel) / outputs / math.prod(eqn.params['lhs_dilation'])
   return 2.0 * math.prod(eqn.outvars[0].aval.shape) * terms
-
-
-class Exchange(NamedTuple):
-  """What each device exchanges in one step, on average.
-
-  Attributes:
-    kinds: {'all-reduce', 'all-gather', ...: bytes of the whole arrays}.
-    sent_bytes: that go out of a device if the groups are rings without end.
-    collectives: how many.
-    unknown: conditions counted at every step, their share being unknown.
-  """
-
-  kinds: dict[str, float]
-  sent_bytes: float
-  collectives: float
-  unknown: int
-
-
-# Bytes that a device sends for each byte of the whole array, in a long ring.
-SENT = {
-  'all-reduce': 2, 'all-gather': 1, 'reduce-scatter': 1, 'all-to-all': 1,
-  'collective-permute': 1, 'ragged-all-to-all': 1, 'collective-broadcast': 1,
-}  # fmt: skip
-
-_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$')
-_INSTRUCTION = re.compile(
-  r'^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\('
-)
-_CALLED = re.compile(
-  r'(?:calls|to_apply|body|condition|branch_computations|true_computation|'
-  r'false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
-)
-_ARRAY = re.compile(r'\b([a-z]+[0-9]*)(?:e\w+)?\[([0-9,]*)\]')
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_BRANCHES = re.compile(r'op_name="[^"]*branches_(\d+)/cond"')
-
-
-def exchanges(hlo: str, branches: list[list[float] | None]) -> Exchange:
-  """Reads the collectives of a compiled program.
-
-  Args:
-    hlo: `compiled.as_text()`.
-    branches: of `Counted`.
-  """
-  computations, entry = _computations(hlo)
-  found = {'kinds': {}, 'sent': 0.0, 'number': 0.0, 'unknown': set()}
-
-  def visit(name, weight):
-    for line in computations.get(name, ()):
-      match = _INSTRUCTION.match(line)
-      if not match or not weight:
-        continue
-      shape, op = match.groups()
-      kind = op.removesuffix('-start')
-      if kind in SENT:
-        size = _bytes(shape, op, line)
-        kinds = found['kinds']
-        kinds[kind] = kinds.get(kind, 0.0) + weight * size
-        found['sent'] += weight * size * SENT[kind]
-        found['number'] += weight
-        continue
-      called = [
-        c.strip().lstrip('%')
-        for group in _CALLED.findall(line)
-        for c in group.strip('{}').split(',')
-      ]
-      shares = [1.0] * len(called)
-      if op == 'conditional':
-        shares = _shares(line, branches, len(called), found['unknown'])
-      elif op == 'while':
-        trips = _TRIPS.search(line)
-        shares = [float(trips[1]) if trips else 1.0] * len(called)
-      for callee, share in zip(called, shares, strict=True):
-        visit(callee, weight * share)
-
-  visit(entry, 1.0)
-  return Exchange(
-    found['kinds'], found['sent'], found['number'], len(found['unknown'])
-  )
-
-
-def _computations(hlo):
-  """Returns ({name: lines}, name of the entry)."""
-  computations, entry, lines = {}, '', []
-  for line in hlo.splitlines():
-    start = None if ' = ' in line else _COMPUTATION.match(line)
-    if start:
-      lines = computations[start[2]] = []
-      entry = start[2] if start[1] else entry
-    else:
-      lines.append(line)
-  return computations, entry
-
-
-def _shares(line, branches, number, unknown):
-  """How often each branch of a conditional is taken."""
-  place = _BRANCHES.search(line)
-  shares = branches[int(place[1])] if place else None
-  if shares is None or len(shares) != number:
-    unknown.add(line)
-    return [1.0] * number
-  # HLO may hold a condition of two branches as (true, false).
-  return shares[::-1] if 'true_computation=' in line else shares
-
-
-def _bytes(shape, op, line):
-  """Bytes of the whole array that a collective is about."""
-  sizes = [
-    math.prod(map(int, filter(None, dims.split(',')))) * _width(dtype)
-    for dtype, dims in _ARRAY.findall(shape)
-  ]
-  if op == 'all-reduce-start':
-    return sum(sizes)
-  if op.endswith('-start'):
-    return max(sizes)  # (what goes in, what comes out, signals)
-  return sum(sizes) * (_group(line) if op == 'reduce-scatter' else 1)
-
-
-def _width(dtype):
-  """Bytes of one number: 'f32' -> 4, 'pred' -> 1."""
-  bits = re.search(r'\d+', dtype)
-  return int(bits[0]) / 8 if bits else 1
-
-
-def _group(line):
-  """Devices in each group of a collective, in any of HLO's notations."""
-  listed = re.search(r'replica_groups=\{\{([0-9,]+)\}', line)
-  if listed:
-    return listed[1].count(',') + 1
-  iota = re.search(r'replica_groups=\[(?:\d+,)*(\d+)\]<=', line)
-  if iota:
-    return int(iota[1])
-  mesh = re.search(r'replica_groups=mesh\[(.*?)\] ?\{(.*?)\}', line)
-  if not mesh:
-    return 1
-  sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-  return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
