@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 import jaxseg
 from jaxseg import config as jaxseg_config
-from jaxseg import plan_chips, plan_text
+from jaxseg import plan_chips, plan_text, writers
 from jaxseg import workdir as workdirs
 from jaxseg.data import sources
 from jaxseg.errors import UserError
@@ -61,6 +61,8 @@ def report(
   notes += _how(named, exact, compiled)
   parts = [plan_text.heading(named, config, notes)]
   for stage in config.stages:
+    if compiled:
+      writers.say(f'compiling {stage}, which can take minutes ...')
     measured = measure(config, stage, num_classes, named, compiled)
     parts.append(plan_text.stage(config, stage, named, measured))
   parts.append(plan_text.model(named.chip))
@@ -115,6 +117,8 @@ def _environment(count):
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': str(count),
     'TPU_SKIP_MDS_QUERY': '1',
+    # No chip is used, so that others may run or plan at the same time.
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'XLA_FLAGS': ' '.join(f for f in flags if not f.startswith(COUNT_FLAG)),
     'PYTHONPATH': os.pathsep.join(paths),
   }

@@ -22,6 +22,7 @@ class Chip(NamedTuple):
     network_rate: bytes each way between domains, for each chip.
     axes: of the torus of a TPU slice; 0: no TPU.
     compute_share: of the FLOP rate, that convolutional networks reach here.
+    memory_share: of the memory, that JAX takes for its programs by default.
   """
 
   name: str
@@ -34,8 +35,16 @@ class Chip(NamedTuple):
   network_rate: float = 0.0
   axes: int = 0
   compute_share: float = 0.4
+  memory_share: float = 1.0
+
+  @property
+  def available(self) -> float:
+    """Bytes that programs may use."""
+    return self.memory * self.memory_share
 
 
+# XLA_PYTHON_CLIENT_MEM_FRACTION changes it.
+GPU_SHARE = 0.75
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
 
 # Cloud TPU's pages of each version give "bidirectional" interconnect rates,
@@ -58,15 +67,15 @@ CHIPS = {
   ),
   'gpu-a100': Chip(
     'A100 SXM 80 GB', 312 * TERA, 156 * TERA, 80 * GIGA, 2039 * GIGA,
-    300 * GIGA, 8, 25 * GIGA,
+    300 * GIGA, 8, 25 * GIGA, memory_share=GPU_SHARE,
   ),
   'gpu-h100': Chip(
     'H100 SXM', 989 * TERA, 494 * TERA, 80 * GIGA, 3350 * GIGA, 450 * GIGA, 8,
-    50 * GIGA,
+    50 * GIGA, memory_share=GPU_SHARE,
   ),
   'gpu-h200': Chip(
     'H200 SXM', 989 * TERA, 494 * TERA, 141 * GIGA, 4800 * GIGA, 450 * GIGA, 8,
-    50 * GIGA,
+    50 * GIGA, memory_share=GPU_SHARE,
   ),
   # One core of a recent server. The rates are what was measured in
   # convolutions, so all of it is expected; XLA computes bfloat16 in float32.
@@ -81,8 +90,6 @@ CHIPS = {
 MEMORY_SHARE = 0.8
 LINK_SHARE = 0.8
 COLLECTIVE_SECONDS = 1e-5
-# XLA's allocator leaves this much of a GPU to the driver and to libraries.
-GPU_SHARE = 0.9
 
 SLICES = {  # the slices that can be had, by their number of chips
   2: ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
@@ -133,13 +140,6 @@ def parse(text: str) -> Devices:
       'TensorCores).'
     )
   return Devices(kind, count, f'{kind.removeprefix("tpu-")}:{slices[count]}')
-
-
-def capacity(chip: Chip) -> float:
-  """Bytes of one device that a program may use."""
-  return chip.memory * (
-    1 if chip.axes or chip.name == 'CPU core' else GPU_SHARE
-  )
 
 
 class Work(NamedTuple):

@@ -142,7 +142,7 @@ def _arithmetic(found, devices):
 
 
 def _memory(found, chip):
-  available = size(plan_chips.capacity(chip))
+  available = size(chip.available)
   if found.too_much:
     return f'more than there is, {available}'
   if found.peak is None:
@@ -199,7 +199,7 @@ def _scaling(chip, each, used, model, images):
 
 def _warnings(where, fields, chip, mesh, found, each):
   used = mesh[0] * mesh[1]
-  available = plan_chips.capacity(chip)
+  available = chip.available
   told = []
   if found.too_much or (found.peak or 0) > available:
     told.append(
@@ -228,13 +228,17 @@ def _excess(found, available):
       f'{size(found.peak)} on each device, {size(found.peak - available)} too '
       'much'
     )
+  # The two ways in which the TPU's compiler says it, in GiB.
   told = re.search(
-    r'Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)',
-    found.too_much,
+    r'\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)', found.too_much
+  ) or re.search(r'Used ([\d.]+)G of ([\d.]+)G hbm', found.too_much)
+  if not told:
+    return f'the compiler says "{found.too_much[:200]}"'
+  needed, there = map(float, told.groups())
+  return (
+    f'{needed:.3g} GiB on each device, {needed - there:.3g} GiB too much for '
+    f'the {there:g} that its compiler gives out'
   )
-  if told:
-    return f'{told[1]} on each device of {told[2]}, {told[3]} too much'
-  return f'the compiler says "{found.too_much[:200]}"'
 
 
 def _smaller(where, fields, mesh, found, available):
@@ -244,7 +248,7 @@ def _smaller(where, fields, mesh, found, available):
   for name, value in better.items():
     path = _path(fields, name)
     if path and _setting(fields, name) != value:
-      ways.append(f'{where}.args.{path}={value}')
+      ways.append(f'{where}.args.{path}={str(value).lower()}')
   if fields.batch_size > mesh[0]:
     ways.append(f'a smaller {where}.batch_size')
   if sum(found.state.values()) > LARGE_STATE * available:
@@ -254,29 +258,31 @@ def _smaller(where, fields, mesh, found, available):
 
 def model(chip: Chip) -> str:
   """The assumptions behind the times."""
-  links = f'{chip.link_rate / 1e9:g} GB/s each way between devices'
-  if chip.domain:
-    links += (
-      f' up to {chip.domain}, {chip.network_rate / 1e9:g} GB/s for each beyond'
-    )
-  return '\n'.join(
-    [
-      f'Model of {chip.name}: {chip.bf16 / 1e12:g} TFLOP/s with bfloat16 and '
-      f'{chip.f32 / 1e12:g} with float32 operands, of which '
-      f'{chip.compute_share:.0%} are assumed to be reached; memory '
-      f'{size(chip.memory)} at {chip.memory_rate / 1e9:g} GB/s and links of '
-      f'{links}, {plan_chips.MEMORY_SHARE:.0%} of which; '
-      f'{plan_chips.COLLECTIVE_SECONDS * 1e6:g} us for each collective, in '
-      'rings, none hidden behind arithmetic. Not counted: reading the data, '
-      'the start of programs, pictures and checkpoints.',
-      'FLOP are those of convolutions and matrix products (terms on padding '
-      'included), 2 for each multiplication with its addition. What happens '
-      'every few steps, such as R1 and path length, counts by its share of '
-      'the steps. "share" is the part of the devices\' time that is well '
-      'spent, beside the first row. With another number of devices the '
-      'exchange is taken to stay the same.',
-    ]
+  beyond = (
+    f' up to {chip.domain}, {chip.network_rate / 1e9:g} GB/s for each beyond'
+    if chip.domain
+    else ''
   )
+  lines = [
+    f"Model of {chip.name}, from its vendor's peaks:",
+    f'- {chip.bf16 / 1e12:g} TFLOP/s with bfloat16 and {chip.f32 / 1e12:g} '
+    f'with float32 operands, of which {chip.compute_share:.0%} are reached;',
+    f'- memory of {size(chip.memory)}, {chip.memory_share:.0%} for programs, '
+    f'at {chip.memory_rate / 1e9:g} GB/s, of which '
+    f'{plan_chips.MEMORY_SHARE:.0%} are reached;',
+    f'- links of {chip.link_rate / 1e9:g} GB/s each way between devices'
+    f'{beyond}, of which {plan_chips.LINK_SHARE:.0%} are reached; in rings, '
+    f'{plan_chips.COLLECTIVE_SECONDS * 1e6:g} us for each collective, none '
+    'hidden behind arithmetic.',
+    'Not counted: reading the data, starting kernels (what small images and '
+    'networks wait for on a GPU), pictures, checkpoints.',
+    'FLOP are those of convolutions and matrix products, a multiplication with '
+    'its addition 2, terms on padding included. What happens every few steps '
+    '(R1, path length) counts by its share of the steps.',
+    '"share" is the part of the devices\' time that is well spent, compared '
+    'with the first row; the exchange is taken to be that of all devices.',
+  ]
+  return '\n'.join(lines)
 
 
 def size(n: float) -> str:
