@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def root() -> Path:
   """The repository."""
   return ROOT
