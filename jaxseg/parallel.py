@@ -1,6 +1,7 @@
 """One mesh of devices, and where arrays live on it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,18 +10,25 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.errors import UserError
 
+# Smaller arrays are not worth the communication: 64 KiB of float32.
+MIN_SIZE = 2**14
 
-def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+
+def make_mesh(
+  data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """Returns a mesh with axes 'data' and 'model' over the first devices.
 
   Args:
     data: devices that share a batch; -1: all that `model` leaves.
     model: devices that share large parameters.
+    devices: those to choose from; None: all, of every process.
 
   Raises:
     UserError: more devices asked for than there are.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if data == -1:
     data = max(1, count // model)
   if data < 1 or model < 1 or data * model > count:
@@ -28,8 +36,8 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
       f'config.mesh asks for data {data} x model {model} devices, but there '
       f'are {count}; set config.mesh.data=-1 to use all of them.'
     )
-  devices = np.asarray(jax.devices()[: data * model]).reshape(data, model)
-  return Mesh(devices, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+  chosen = np.asarray(devices[: data * model]).reshape(data, model)
+  return Mesh(chosen, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -42,9 +50,63 @@ def over_data(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec('data'))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Places this process's part of a global batch on its devices."""
-  sharding = over_data(mesh)
+def state_shardings(tree: Any, mesh: Mesh, min_size: int = MIN_SIZE) -> Any:
+  """Where the leaves of a `TrainState` live: whole, or split over 'model'.
+
+  One rule of sizes, as arrays of one shape must stay together: a parameter, its
+  moments in the optimiser, its gradient and its average are then split alike,
+  and the update needs no communication. The axis is the last that divides
+  evenly, in kernels the output channels: each device computes its part of
+  them, where a split of the input channels would add up over devices.
+
+  Args:
+    tree: of arrays or `jax.ShapeDtypeStruct`s.
+    mesh: from `make_mesh`; with 'model' of 1 everything is whole.
+    min_size: arrays of fewer elements are whole; so are keys.
+
+  Returns:
+    the same tree of `NamedSharding`s.
+  """
+  count = mesh.shape['model']
+
+  def place(leaf):
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if count == 1 or is_key or math.prod(leaf.shape) < min_size:
+      return replicated(mesh)
+    for axis in reversed(range(len(leaf.shape))):
+      if leaf.shape[axis] % count == 0:
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, 'model'))
+    return replicated(mesh)
+
+  return jax.tree.map(place, tree)
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+  """Returns (which part of each batch this process reads, of how many).
+
+  Processes whose devices lie in the same rows of the mesh read the same part.
+  """
+  mine = jax.process_index()
+  rows = [
+    i
+    for i, row in enumerate(mesh.devices)
+    if any(device.process_index == mine for device in row)
+  ]
+  return rows[0] // len(rows), len(mesh.devices) // len(rows)
+
+
+def put_batch(
+  batch: dict[str, np.ndarray], mesh: Mesh, steps: bool = False
+) -> dict[str, jax.Array]:
+  """Places this process's part of a global batch on its devices.
+
+  Args:
+    batch: arrays whose first axis is that of the images.
+    mesh: see `make_mesh`.
+    steps: the first axis is that of several steps, the images are the second.
+  """
+  axes = (None, 'data') if steps else ('data',)
+  sharding = NamedSharding(mesh, PartitionSpec(*axes))
   return {
     name: jax.make_array_from_process_local_data(sharding, value)
     for name, value in batch.items()
@@ -94,12 +156,25 @@ def on_each_device(
   )(batch)
 
 
-def check_batch_size(field: str, size: int, mesh: Mesh) -> None:
-  """Raises UserError unless the devices can share a batch evenly."""
+def check_batch_size(field: str, size: int, mesh: Mesh, parts: int = 1) -> None:
+  """Refuses a batch that the devices cannot share evenly.
+
+  Args:
+    field: its name, for the message.
+    size: images a step; 0: none.
+    mesh: from `make_mesh`.
+    parts: of a step, see `jaxseg.methods.accumulation`; each is shared.
+
+  Raises:
+    UserError: the devices would have unequal shares.
+  """
   devices = mesh.shape['data']
-  if size % devices:
-    nearest = max(devices, round(size / devices) * devices)
+  each = devices * parts
+  if size % each:
+    nearest = max(each, round(size / each) * each)
+    in_parts = f' in {parts} parts' if parts > 1 else ''
     raise UserError(
-      f'{field} is {size}, which {devices} devices cannot share evenly; '
-      f'set {field}={nearest} or config.mesh.data to a divisor of {size}.'
+      f'{field} is {size}, which {devices} devices cannot share evenly'
+      f'{in_parts}; set {field}={nearest} or config.mesh.data to a divisor of '
+      f'{size // parts if size % parts == 0 else nearest}.'
     )
