@@ -38,6 +38,9 @@ class Optimizer(NamedTuple):
   momentum: float = 0.9  # of 'sgd'
   nesterov: bool = False  # of 'sgd'
   head_factor: float = 1.0  # lr factor of all parameters but the encoder's
+  # Parts of a step's images, differentiated one after the other for their
+  # memory; see jaxseg/methods/accumulation.py.
+  accumulate: int = 1
 
 
 def make(
@@ -59,12 +62,14 @@ def make(
       raise UserError(
         f'{where}.{field} is {value!r}, must be one of {", ".join(allowed)}.'
       )
+  for field in ('period', 'accumulate'):
+    value = getattr(settings, field)
+    if value < 1:
+      raise UserError(f'{where}.{field} is {value}, must be at least 1.')
   for field in ('warmup', 'momentum', 'hold', 'b1', 'b2'):
     value = getattr(settings, field)
     if not 0 <= value < 1:
       raise UserError(f'{where}.{field} is {value}, must be from 0 to below 1.')
-  if settings.period < 1:
-    raise UserError(f'{where}.period is {settings.period}, must be at least 1.')
   lr, decay = schedule(settings, total_steps), settings.weight_decay
   adam = optax.scale_by_adam(settings.b1, settings.b2)
   if settings.name == 'adamw':

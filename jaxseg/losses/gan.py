@@ -67,7 +67,7 @@ def feature_matching(
   return _mean(
     [
       sum(
-        jnp.abs(f - jax.lax.stop_gradient(r)).mean()
+        jnp.abs(f.astype(jnp.float32) - jax.lax.stop_gradient(r)).mean()
         for r, f in zip(real_scale[:-1], fake_scale[:-1], strict=True)
       )
       for real_scale, fake_scale in zip(real, fake, strict=True)

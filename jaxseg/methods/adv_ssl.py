@@ -17,7 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import accumulation, segmenting, segmenting_checks
 from jaxseg.nets.fc_discriminator import STRIDE, FullyConvDiscriminator
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -93,8 +93,8 @@ def make(
     d_params = d.init(jax.random.fold_in(rng, 1), maps)['params']
     return segmenting.start(seg, rng, {'d': (d_params, d_tx)})
 
-  def segmenter_loss(params, state, batch):
-    rngs = jax.random.split(segmenting.step_key(state))
+  def segmenter_loss(params, state, batch, key):
+    rngs = jax.random.split(key)
     run = lambda stats, images, rng: segmenting.train_logits(
       seg, params, stats, images, rng
     )
@@ -116,22 +116,26 @@ def make(
     total += lambda_adv * terms['adv']
     total += lambda_adv_unlabelled * terms['adv_unlabelled']
     total += jnp.where(started, lambda_semi, 0.0) * terms['semi']
-    return total, (stats, terms, maps)
+    return total, ((stats, terms), (maps[:n], maps[n:]))
 
-  def d_loss(params, maps, label):
-    if not d_on_unlabelled:
-      maps = maps[: label.shape[0]]
-    return discriminator_loss(
-      lambda x: score(params, x), maps, label, count_void
+  def d_loss(params, part, _):
+    maps = part['maps']
+    maps = jnp.concatenate(maps) if d_on_unlabelled else maps[0]
+    value = discriminator_loss(
+      lambda x: score(params, x), maps, part['label'], count_void
     )
+    return value, (value, ())
 
   def train_step(state, batch):
-    grads, (stats, terms, maps) = jax.grad(segmenter_loss, has_aux=True)(
-      state.params['seg'], state, batch
-    )
-    terms['d'], d_grads = jax.value_and_grad(d_loss)(
-      state.params['d'], maps, batch['label']
-    )
+    key = segmenting.step_key(state)
+    grads, (stats, terms), maps = accumulation.gradient(
+      lambda params, part, key: segmenter_loss(params, state, part, key),
+      state.params['seg'], batch, key, seg.parts,
+    )  # fmt: skip
+    d_grads, terms['d'], _ = accumulation.gradient(
+      d_loss, state.params['d'], {'maps': maps, 'label': batch['label']}, key,
+      seg.parts,
+    )  # fmt: skip
     decay = ema_decay(batch['image'].shape[0], ema_half_life)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     state = segmenting.advance(state, 'd', d_tx, d_grads)

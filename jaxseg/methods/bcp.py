@@ -15,7 +15,12 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method
-from jaxseg.methods import handover, segmenting, segmenting_checks
+from jaxseg.methods import (
+  accumulation,
+  handover,
+  segmenting,
+  segmenting_checks,
+)
 from jaxseg.nets.segmenters import Net
 from jaxseg.ops import components
 from jaxseg.optimizers import Optimizer
@@ -124,11 +129,14 @@ def make(
     ]
 
   def train_step(state, batch):
-    keys = jax.random.split(segmenting.step_key(state), 4)
-    inside = random_box(keys[0], batch['image'].shape[1:3], box)
-    halves = mixtures(state, batch, inside, keys[1])
+    rng = segmenting.step_key(state)
+    inside = random_box(
+      jax.random.split(rng, 4)[0], batch['image'].shape[1:3], box
+    )
 
-    def loss_fn(params):
+    def loss_fn(params, part, rng):
+      keys = jax.random.split(rng, 4)  # the first has drawn the step's box
+      halves = mixtures(state, part, inside, keys[1])
       total, stats, terms = 0.0, state.extra['seg'], {}
       for (images, *targets), key in zip(halves, keys[2:], strict=False):
         logits, stats = segmenting.train_logits(seg, params, stats, images, key)
@@ -140,9 +148,12 @@ def make(
             total += weight * part / 2
             for name, value in found.items():
               terms.setdefault(prefix + name, []).append(value)
-      return total, (stats, {k: sum(v) / len(v) for k, v in terms.items()})
+      terms = {k: sum(v) / len(v) for k, v in terms.items()}
+      return total, ((stats, terms), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], batch, rng, seg.parts
+    )
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, ema_decay)
     return state.replace(step=state.step + 1), terms
 
@@ -182,14 +193,15 @@ def check(where: str, fields: Any, data: Any) -> None:
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  args = fields.args
+  args, parts = fields.args, accumulation.parts_of(fields)
   _check_numbers(f'{where}.args.', args.ema_decay, args.box, args.connectivity)
   if args.pretrain:
     segmenting_checks.check(where, fields, data)
-    if fields.batch_size < 2:
+    if fields.batch_size // parts < 2:
       raise UserError(
-        f'{where}.batch_size is 1, must be at least 2: boxes show another '
-        'image of the batch.'
+        f'{where}.batch_size is {fields.batch_size}, must be at least '
+        f'{2 * parts}: boxes show another image of the batch'
+        f'{f" in each of {parts} parts" * (parts > 1)}.'
       )
     return
   segmenting_checks.check_semi_supervised(where, fields, data, from_stage=True)
@@ -200,12 +212,14 @@ def check(where: str, fields: Any, data: Any) -> None:
       'args.pretrain=True, as configs/bcp.py does.'
     )
   sizes = fields.batch_size, fields.unlabelled_batch_size
-  if sizes[0] != sizes[1] or sizes[0] % 2:
-    even = max(2, min(sizes) // 2 * 2)
+  if sizes[0] != sizes[1] or sizes[0] % (2 * parts):
+    even = max(1, min(sizes) // (2 * parts)) * 2 * parts
     raise UserError(
       f'{where}.batch_size is {sizes[0]} and {where}.unlabelled_batch_size '
-      f'{sizes[1]}, but images are pasted in pairs, in both directions; set '
-      f'both to one even number, e.g. {even}.'
+      f'{sizes[1]}, but images are pasted in pairs, in both directions'
+      f'{f" in each of {parts} parts" * (parts > 1)}; set both to one '
+      f'{"even number" if parts == 1 else f"multiple of {2 * parts}"}, e.g. '
+      f'{even}.'
     )
 
 

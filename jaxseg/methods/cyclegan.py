@@ -11,7 +11,7 @@ from jaxseg import optimizers
 from jaxseg.losses import gan, segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, Prediction, ema_decay
-from jaxseg.methods import replay, segmenting
+from jaxseg.methods import accumulation, replay, segmenting
 from jaxseg.methods.cyclegan_checks import (
   check,  # noqa: F401
   check_choices,
@@ -87,7 +87,8 @@ def make(
     image_size: (H, W) of the images.
     channels: C, of images.
     total_steps: length of the learning-rate curves.
-    net: see `jaxseg.nets.segmenters.Net`; G_SI computes in its dtype.
+    net: see `jaxseg.nets.segmenters.Net`; G_SI has its dtype
+      and remat.
     loss: see `jaxseg.losses.segmentation.Loss`.
     optimizer: see `jaxseg.optimizers.Optimizer`.
     ema_half_life: this and all others: see the signature.
@@ -110,8 +111,15 @@ def make(
   )
   g_si = segmenting.Segmenter(
     ResnetGenerator(
-      channels, g_width, g_blocks, g_norm, g_dropout, 'tanh', net.dtype
-    ),
+      channels,
+      g_width,
+      g_blocks,
+      g_norm,
+      g_dropout,
+      'tanh',
+      net.dtype,
+      net.remat,
+    ),  # fmt: skip
     # The factor is of decoders beside pretrained encoders; G_SI has none.
     optimizers.make(optimizer._replace(head_factor=1.0), total_steps),
     (1, resolution, resolution, num_classes),
@@ -206,14 +214,16 @@ def make(
       terms['disc_i'] = judge(state.params['d_i'], fake, True, valid)
       total += lambda_5 * terms['disc_i']
     fakes = {'image': fake, 'valid': valid}, maps_u
-    return total, (terms, fakes, {'seg': seg_stats, 'g_si': g_stats})
+    stats = {'seg': seg_stats, 'g_si': g_stats}
+    return total, ((terms, stats), fakes)
 
-  def d_loss(params, real, fake, real_valid, fake_valid):
+  def d_loss(params, part, _):
     """Half of equation 4 or 5; each kind is normalised by itself."""
-    return 0.5 * (
-      judge(params, real, True, real_valid)
-      + judge(params, fake, False, fake_valid)
+    value = 0.5 * (
+      judge(params, part['real'], True, part['real_valid'])
+      + judge(params, part['fake'], False, part['fake_valid'])
     )
+    return value, (value, ())
 
   def draw_earlier(state, name, fakes, rng):
     if not pool_size:
@@ -230,26 +240,33 @@ def make(
     if lambda_4:
       state, maps = draw_earlier(state, 'pool_s', fakes[1], keys[0])
       real = label_view(segmentation.one_hot(y, num_classes))
-      terms['d_s'], grads = jax.value_and_grad(d_loss)(
-        state.params['d_s'], real, label_view(maps), valid,
-        beside(valid, len(x_u)),
-      )  # fmt: skip
+      data = {
+        'real': real, 'real_valid': valid,
+        'fake': label_view(maps), 'fake_valid': beside(valid, len(x_u)),
+      }  # fmt: skip
+      grads, terms['d_s'], _ = accumulation.gradient(
+        d_loss, state.params['d_s'], data, keys[0], seg.parts
+      )
       state = segmenting.advance(state, 'd_s', d_tx, grads)
     if lambda_5:
       state, fake = draw_earlier(state, 'pool_i', fakes[0], keys[1])
-      terms['d_i'], grads = jax.value_and_grad(d_loss)(
-        state.params['d_i'], x_u, fake['image'],
-        beside(fake['valid'], len(x_u)), fake['valid'],
-      )  # fmt: skip
+      data = {
+        'real': x_u, 'real_valid': beside(fake['valid'], len(x_u)),
+        'fake': fake['image'], 'fake_valid': fake['valid'],
+      }  # fmt: skip
+      grads, terms['d_i'], _ = accumulation.gradient(
+        d_loss, state.params['d_i'], data, keys[1], seg.parts
+      )
       state = segmenting.advance(state, 'd_i', d_tx, grads)
     return state, terms
 
   def train_step(state, batch):
     keys = jax.random.split(segmenting.step_key(state))
     networks = {name: state.params[name] for name in ('seg', 'g_si')}
-    grads, (terms, fakes, stats) = jax.grad(generator_loss, has_aux=True)(
-      networks, state, batch, keys[0]
-    )
+    grads, (terms, stats), fakes = accumulation.gradient(
+      lambda params, part, key: generator_loss(params, state, part, key),
+      networks, batch, keys[0], seg.parts,
+    )  # fmt: skip
     decay = ema_decay(batch['image'].shape[0], ema_half_life)
     for name, tx in (('seg', seg.tx), ('g_si', g_si.tx)):
       state = segmenting.advance(

@@ -25,6 +25,12 @@ def check(where: str, fields: Any, data: Any) -> None:
   segmenting_checks.check_whole_masks(where, fields, data)
   args = fields.args
   optimizers.make(Optimizer(**args.d_optimizer), 1, f'{where}.args.d_optimizer')
+  if args.d_optimizer.accumulate != 1:
+    raise UserError(
+      f'{where}.args.d_optimizer.accumulate is {args.d_optimizer.accumulate}, '
+      'must be 1: all networks see the same parts of a batch; set '
+      'args.optimizer.accumulate.'
+    )
   if args.d_optimizer.head_factor != 1:
     raise UserError(
       f'{where}.args.d_optimizer.head_factor is '

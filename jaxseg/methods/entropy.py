@@ -8,14 +8,13 @@ entropy of an untrained network points nowhere.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxseg.errors import UserError
 from jaxseg.losses import entropy, segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import accumulation, segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -66,21 +65,22 @@ def make(
     return segmenting.start(seg, rng)
 
   def train_step(state, batch):
-    n = batch['image'].shape[0]
-    images = jnp.concatenate([batch['image'], batch['unlabelled']])
     climbed = segmenting.ramp_up(state.step, ramp_up * total_steps)
 
-    def loss_fn(params):
+    def loss_fn(params, part, key):
+      n = part['image'].shape[0]
+      images = jnp.concatenate([part['image'], part['unlabelled']])
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], images, segmenting.step_key(state),
-        split=(n,),
-      )  # fmt: skip
-      total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
+        seg, params, state.extra['seg'], images, key, split=(n,)
+      )
+      total, terms = segmentation.supervised(logits[:n], part['label'], loss)
       terms['entropy'] = entropy.uncertainty(logits[n:], kind)
-      return total + weight * climbed * terms['entropy'], (stats, terms)
+      return total + weight * climbed * terms['entropy'], ((stats, terms), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
-    decay = ema_decay(n, ema_half_life)
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], batch, segmenting.step_key(state), seg.parts
+    )
+    decay = ema_decay(batch['image'].shape[0], ema_half_life)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     terms['ramp_up'] = climbed
     return state.replace(step=state.step + 1), terms

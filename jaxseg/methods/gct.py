@@ -18,7 +18,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import flaws, segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, Prediction, ema_decay
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import accumulation, segmenting, segmenting_checks
 from jaxseg.nets import flaw_detector
 from jaxseg.nets.flaw_detector import FlawDetector
 from jaxseg.nets.segmenters import Net
@@ -136,11 +136,11 @@ def make(
   dc_factor = dc_weight * num_classes  # `consistency_loss` is a mean
 
   def train_step(state, batch):
-    images = jnp.concatenate([batch['image'], batch['unlabelled']])
-    label, key = batch['label'], segmenting.step_key(state)
     ramp = segmenting.ramp_up(state.step, dc_ramp_up * total_steps)
 
-    def loss_fn(params):
+    def loss_fn(params, part, key):
+      images = jnp.concatenate([part['image'], part['unlabelled']])
+      label = part['label']
       total, p, stats, terms = 0.0, (), {}, {'dc_weight': dc_factor * ramp}
       for i, name in enumerate(MODELS):
         logits, stats[name] = segmenting.train_logits(
@@ -161,10 +161,13 @@ def make(
       terms['fd'], stats['flaw'] = detection_loss(
         flaw_net, variables, images, p, label, detector
       )
-      return total + detector.weight * terms['fd'], (stats, terms | guided)
+      total += detector.weight * terms['fd']
+      return total, ((stats, terms | guided), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params)
-    decay = ema_decay(label.shape[0], ema_half_life)
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params, batch, segmenting.step_key(state), seg.parts
+    )
+    decay = ema_decay(batch['label'].shape[0], ema_half_life)
     for name, tx, ema in (
       ('l', seg.tx, decay), ('r', seg.tx, decay), ('flaw', flaw_tx, None),
     ):  # fmt: skip

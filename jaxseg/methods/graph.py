@@ -20,7 +20,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import entropy, graph, segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import accumulation, segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -96,8 +96,7 @@ def make(
     del previous
     return segmenting.start(seg, rng)
 
-  def forward(state, params, images, split):
-    key = segmenting.step_key(state)
+  def forward(state, params, images, key, split):
     features, stats = segmenting.train_encode(
       seg, params, state.extra['seg'], images, key, split
     )
@@ -107,16 +106,16 @@ def make(
     return features.maps[-1].mean((1, 2)), logits, stats
 
   def train_step(state, batch):
-    n = batch['image'].shape[0]
-    images = jnp.concatenate([batch['image'], batch['unlabelled']])
-    valid = jnp.concatenate(
-      [batch['label'] != VOID, jnp.ones(batch['unlabelled'].shape[:3], bool)]
-    )
     climbed = segmenting.ramp_up(state.step, ramp_up * total_steps)
 
-    def loss_fn(params):
-      features, logits, stats = forward(state, params, images, (n,))
-      total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
+    def loss_fn(params, part, key):
+      n, label = part['image'].shape[0], part['label']
+      images = jnp.concatenate([part['image'], part['unlabelled']])
+      valid = jnp.concatenate(
+        [label != VOID, jnp.ones(part['unlabelled'].shape[:3], bool)]
+      )
+      features, logits, stats = forward(state, params, images, key, (n,))
+      total, terms = segmentation.supervised(logits[:n], label, loss)
       extra, more = 0.0, {}
       if image.weight:
         value, more = image_terms(features, logits, valid, image)
@@ -124,10 +123,12 @@ def make(
       if pixel.weight:
         value, found = pixel_terms(logits, images, valid, n, pixel)
         extra, more = extra + value, more | found
-      return total + climbed * extra, (stats, terms | more)
+      return total + climbed * extra, ((stats, terms | more), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
-    decay = ema_decay(n, ema_half_life)
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], batch, segmenting.step_key(state), seg.parts
+    )
+    decay = ema_decay(batch['image'].shape[0], ema_half_life)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     terms['ramp_up'] = climbed
     return state.replace(step=state.step + 1), terms
@@ -202,6 +203,13 @@ def check(where: str, fields: Any, data: Any) -> None:
   _refuse(
     f'{where}.args', image, PixelGraph(**fields.args.pixel), fit.size(data)
   )
+  parts = accumulation.parts_of(fields)
+  if image.weight and parts > 1:
+    raise UserError(
+      f'{where}.args.optimizer.accumulate is {parts}, but the graph of images '
+      'joins all images of a batch, which must be differentiated together; set '
+      f'it to 1, or {where}.args.image.weight to 0.'
+    )
   images = fields.batch_size + fields.unlabelled_batch_size
   if image.weight and image.neighbours >= images:
     raise UserError(

@@ -16,7 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import consistency, segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import accumulation, segmenting, segmenting_checks
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -86,60 +86,77 @@ def make(
     del previous
     return segmenting.start(seg, rng)
 
-  def teach(teacher, images, rng, split):
-    """(Logits, batch statistics afterwards)."""
-    if average_statistics:
-      return segmenting.logits(seg, teacher, images), teacher['batch_stats']
-    return segmenting.train_logits(
-      seg, teacher['params'], teacher['batch_stats'], images, rng, split
-    )
+  def teach(teacher, images, rng):
+    """The batch statistics afterwards, and the logits of each kind of images.
+
+    Args:
+      teacher: its parameters and batch statistics.
+      images: (labelled, unlabelled), or (unlabelled,).
+      rng: key of dropout.
+    """
+
+    def logits_of(part, key):
+      together, n = jnp.concatenate(part), part[0].shape[0]
+      split = (n,) if len(part) > 1 else ()
+      if average_statistics:
+        found = segmenting.logits(seg, teacher, together)
+        stats = teacher['batch_stats']
+      else:
+        found, stats = segmenting.train_logits(
+          seg, teacher['params'], teacher['batch_stats'], together, key, split
+        )
+      return stats, (found[:n], found[n:]) if split else (found,)
+
+    return accumulation.over_parts(logits_of, images, rng, seg.parts)
 
   def current_weight(step):
     ramp = segmenting.ramp_up(step, ramp_up * total_steps)
     return jnp.where(step >= start * total_steps, weight * ramp, 0.0)
 
   def perturb(batch, rng):
-    """(The student's images, the teacher's; the boxes, or None)."""
+    """(The student's images, the teacher's), each by kind; boxes, or None."""
     labelled, unlabelled = batch['image'], batch['unlabelled']
     if cutmix:
       boxes = batch['cutmix'][:, 0]
       mixed = views.cutmix(unlabelled, boxes)
-      return jnp.concatenate([labelled, mixed]), unlabelled, boxes
-    everything = jnp.concatenate([labelled, unlabelled])
+      return (labelled, mixed), (unlabelled,), boxes
+    n, everything = len(labelled), jnp.concatenate([labelled, unlabelled])
     rngs = jax.random.split(rng)
-    return (
-      consistency.noise(rngs[0], everything, student_noise),
-      consistency.noise(
-        rngs[1], everything if on_labelled else unlabelled, teacher_noise
-      ),
-      None,
+    seen = consistency.noise(rngs[0], everything, student_noise)
+    taught = consistency.noise(
+      rngs[1], everything if on_labelled else unlabelled, teacher_noise
     )
+    by_kind = (taught[:n], taught[n:]) if on_labelled else (taught,)
+    return (seen[:n], seen[n:]), by_kind, None
 
   def train_step(state, batch):
     rngs = jax.random.split(segmenting.step_key(state), 3)
     images, taught, boxes = perturb(batch, rngs[0])
-    n = batch['label'].shape[0]
-    split = (n,) if len(taught) > batch['unlabelled'].shape[0] else ()
-    target, teacher_stats = teach(state.ema['seg'], taught, rngs[1], split)
+    teacher_stats, target = teach(state.ema['seg'], taught, rngs[1])
     now, extra = current_weight(state.step), {}
     factor = now
     if cutmix:
-      target = views.cutmix(target, boxes)
-      extra = {'confident': consistency.confident(target, cutmix_confidence)}
+      target = (views.cutmix(target[0], boxes),)
+      extra = {'confident': consistency.confident(target[0], cutmix_confidence)}
       factor = now * num_classes * extra['confident']
 
-    def loss_fn(params):
+    def loss_fn(params, part, key):
+      n, target = part['label'].shape[0], jnp.concatenate(part['target'])
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], images, rngs[2], split=(n,)
-      )
-      total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
+        seg, params, state.extra['seg'], jnp.concatenate(part['images']), key,
+        split=(n,),
+      )  # fmt: skip
+      total, terms = segmentation.supervised(logits[:n], part['label'], loss)
       distance = consistency.mean_square(
         logits[-target.shape[0] :], target, compared
       )
       terms |= {'consistency': distance, 'consistency_weight': now} | extra
-      return total + factor * distance, (stats, terms)
+      return total + factor * distance, ((stats, terms), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
+    data = {'images': images, 'label': batch['label'], 'target': target}
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], data, rngs[2], seg.parts
+    )
     decay = consistency.teacher_decay(state.step, ema_decay)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     if not average_statistics:

@@ -26,12 +26,14 @@ class Segmenter(NamedTuple):
     tx: its optimiser.
     shape: of one batch of one image, (1, R, R, C).
     settings: what the network was built from.
+    parts: of a batch, see `accumulation`.
   """
 
   net: nn.Module
   tx: optax.GradientTransformation
   shape: tuple[int, int, int, int]
   settings: segmenters.Net
+  parts: int = 1
 
 
 def segmenter(
@@ -53,6 +55,7 @@ def segmenter(
     optimizers.make(optimizer, total_steps),
     (1, resolution, resolution, channels),
     net,
+    optimizer.accumulate,
   )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxseg import optimizers, writers
 from jaxseg.data import fit
 from jaxseg.errors import UserError
+from jaxseg.methods import accumulation
 from jaxseg.nets import imagenet, segmenters
 
 
@@ -60,6 +61,7 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
   optimizers.make(
     optimizers.Optimizer(**fields.args.optimizer), 1, f'{where}.args.optimizer'
   )
+  accumulation.check(where, fields)
   _check_statistics(where, fields, data, net)
   _check_class_weights(where, fields.args.loss.class_weights)
   if data.strong.views < strong_views:
@@ -95,11 +97,13 @@ def _check_statistics(where, fields, data, net):
   least = sum(sizes) if net.joint_norm else min(sizes)
   if fields.method == 'bcp' and not fields.args.pretrain:
     least = fields.batch_size // 2
-  if least < 2:
+  parts = accumulation.parts_of(fields)
+  if least // parts < 2:
+    cut = f', in {parts} parts' if parts > 1 else ''
     raise UserError(
       f'{where} gives batch normalisation one image at a time (batch_size '
       f'{fields.batch_size}, unlabelled_batch_size '
-      f'{fields.unlabelled_batch_size}), but {net.arch} has a map of one '
+      f'{fields.unlabelled_batch_size}{cut}), but {net.arch} has a map of one '
       'pixel, which then has no variance; set both higher, or '
       "args.net.norm='group'."
     )
@@ -135,21 +139,24 @@ def check_classes(where: str, fields: Any, num_classes: int) -> None:
     )
 
 
-def check_boxes(where: str, fields: Any, field: str) -> None:
+def check_boxes(where: str, fields: Any, field: str, parts: int = 1) -> None:
   """Refuses CutMix of single images.
 
   Args:
     where: 'config.STAGE'.
     fields: its fields.
     field: what asks for boxes, for the message.
+    parts: of the batch, if boxes show an image of the same part.
 
   Raises:
-    UserError: `unlabelled_batch_size` is below 2.
+    UserError: there is no other image.
   """
-  if fields.unlabelled_batch_size < 2:
+  size, of = fields.unlabelled_batch_size, 'batch' if parts == 1 else 'part'
+  if size // parts < 2:
     raise UserError(
-      f'{where}.unlabelled_batch_size is 1, must be at least 2 with {field}: '
-      'boxes show another image of the batch.'
+      f'{where}.unlabelled_batch_size is {size}, must be at least {2 * parts} '
+      f'with {field}{f" in {parts} parts" * (parts > 1)}: boxes show another '
+      f'image of the {of}.'
     )
 
 

@@ -24,7 +24,12 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import handover, segmenting, segmenting_checks
+from jaxseg.methods import (
+  accumulation,
+  handover,
+  segmenting,
+  segmenting_checks,
+)
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
 
@@ -104,39 +109,50 @@ def make(
     )
 
   def train_step(state, batch):
-    n = batch['image'].shape[0]
     taught = 'teacher' in state.extra
     own = segmenting.collections(state.params['seg'], state.extra['seg'])
     key = segmenting.step_key(state)
     target, seen = None, batch['unlabelled']
     if taught or 'unlabelled_strong' in batch:
       labeller = state.extra['teacher'] if taught else own
-      logits = segmenting.logits(seg, labeller, batch['unlabelled'])
-      target = pseudo_label(logits, threshold)
+
+      def label_part(images, _):
+        logits = segmenting.logits(seg, labeller, images)
+        return (), pseudo_label(logits, threshold)
+
+      _, target = accumulation.over_parts(
+        label_part, batch['unlabelled'], key, seg.parts
+      )
     if 'unlabelled_strong' in batch:
       seen, target = in_box(
         jax.random.fold_in(key, 1), batch['unlabelled_strong'][:, 0], target,
         batch['cutmix'][:, 0], box,
       )  # fmt: skip
-    images = jnp.concatenate([batch['image'], seen])
     factor = (
       jnp.asarray(weight, jnp.float32)
       if taught
       else own_weight(state.step, total_steps, alpha, alpha_start, alpha_end)
     )
 
-    def loss_fn(params):
+    def loss_fn(params, part, key):
+      n, labels = part['image'].shape[0], part['target']
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], images, key, split=(n,)
-      )
-      total, terms = segmentation.supervised(logits[:n], batch['label'], loss)
-      labels = pseudo_label(logits[n:], threshold) if target is None else target
+        seg, params, state.extra['seg'],
+        jnp.concatenate([part['image'], part['seen']]), key, split=(n,),
+      )  # fmt: skip
+      total, terms = segmentation.supervised(logits[:n], part['label'], loss)
+      if labels is None:
+        labels = pseudo_label(logits[n:], threshold)
       pseudo, _ = segmentation.supervised(logits[n:], labels, loss)
       terms |= {'pseudo': pseudo, 'kept': (labels != VOID).mean()}
-      return total + factor * pseudo, (stats, terms)
+      return total + factor * pseudo, ((stats, terms), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
-    decay = ema_decay(n, ema_half_life)
+    data = {name: batch[name] for name in ('image', 'label')}
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], data | {'seen': seen, 'target': target},
+      key, seg.parts,
+    )  # fmt: skip
+    decay = ema_decay(batch['image'].shape[0], ema_half_life)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     terms['pseudo_weight'] = factor
     return state.replace(step=state.step + 1), terms

@@ -24,7 +24,7 @@ from jaxseg.method import (
   new_state,
   update,
 )
-from jaxseg.methods import diffaugment
+from jaxseg.methods import accumulation, diffaugment
 from jaxseg.nets import discriminators, stylegan2
 from jaxseg.parallel import split_batch
 
@@ -53,18 +53,20 @@ def networks(
   d_m_width: int = 64,
   d_m_scales: int = 3,
   dtype: str = 'float32',
+  remat: bool = False,
   **_,
 ) -> Networks:
   """Builds the modules from `make`'s arguments; the others are ignored."""
   width = dict(
-    channel_multiplier=channel_multiplier, channel_max=channel_max, dtype=dtype
-  )
+    channel_multiplier=channel_multiplier, channel_max=channel_max,
+    dtype=dtype, remat=remat,
+  )  # fmt: skip
   return Networks(
     stylegan2.Generator(
       resolution, channels, num_classes, w_dim, mapping_depth, **width
     ),
     stylegan2.Discriminator(resolution, stddev_group=stddev_group, **width),
-    discriminators.MultiscaleDiscriminator(d_m_scales, d_m_width, dtype),
+    discriminators.MultiscaleDiscriminator(d_m_scales, d_m_width, dtype, remat),
   )
 
 
@@ -146,6 +148,9 @@ def make(
   ema_half_life: float = 10_000.0,  # images
   diffaugment_policy: str = '',  # e.g. 'translation,cutout'; '': off
   truncation: float = 0.7,  # psi of sample()
+  # Memory.
+  remat: bool = False,  # compute blocks anew for the gradient; a third slower
+  accumulate: int = 1,  # parts of a batch, see jaxseg/methods/accumulation.py
 ) -> Method:
   """The GAN stage; see the signature for what each argument does.
 
@@ -183,20 +188,29 @@ def make(
     }
     return new_state(rng, params, tx, ema={'g': params['g']}, extra=extra)
 
-  def draw_codes(params, rng, n):
-    """W+ codes of n fresh z, some with two styles."""
+  def draw(rng, n):
+    """All that is random in n images; some have two styles."""
     k1, k2, k3, k4 = jax.random.split(rng, 4)
     z = split_batch(jax.random.normal(k1, (2 * n, w_dim)))
-    w = g.apply({'params': params}, z, method='mapping')
     latents = stylegan2.num_latents(resolution)
     crossover = jax.random.randint(k2, (n,), 1, latents)
     mix = jax.random.bernoulli(k3, mixing, (n,))
-    crossover = jnp.where(mix, crossover, latents)
-    w_plus = stylegan2.mix_styles(w[:n], w[n:], crossover, resolution)
-    return w_plus, split_batch(stylegan2.make_noise(k4, n, resolution))
+    return {
+      'z': (z[:n], z[n:]),
+      'crossover': jnp.where(mix, crossover, latents),
+      'noise': split_batch(stylegan2.make_noise(k4, n, resolution)),
+    }
 
-  def generate(params, rng, n):
-    w_plus, noise = draw_codes(params, rng, n)
+  def codes(params, drawn):
+    """W+ codes and noise of what was drawn."""
+    z, n = jnp.concatenate(drawn['z']), drawn['crossover'].shape[0]
+    w = g.apply({'params': params}, z, method='mapping')
+    crossover = drawn['crossover']
+    w_plus = stylegan2.mix_styles(w[:n], w[n:], crossover, resolution)
+    return w_plus, drawn['noise']
+
+  def generate(params, drawn):
+    w_plus, noise = codes(params, drawn)
     image, logits = g.apply(
       {'params': params}, w_plus, noise, method='synthesize'
     )
@@ -220,21 +234,27 @@ def make(
     real = augment(jax.random.fold_in(rng, 0), real)[0]
     fake = augment(jax.random.fold_in(rng, 1), fake)[0]
 
-    def loss_fn(params):
+    def loss_fn(params, part, _):
       score = lambda x: d_r.apply({'params': params}, x)
-      real_score, fake_score = score(real), score(fake)
-      return gan.logistic_d(real_score, fake_score), {
+      real_score, fake_score = score(part['real']), score(part['fake'])
+      loss = gan.logistic_d(real_score, fake_score)
+      metrics = {
+        'd_r': loss,
         'd_r_real': real_score.mean(),
         'd_r_fake': fake_score.mean(),
       }
+      return loss, (metrics, ())
 
-    def penalty(params):
+    def penalty(params, part, _):
       score = lambda x: d_r.apply({'params': params}, x)
-      return gan.r1_penalty(score, real)
+      value = gan.r1_penalty(score, part['real'])
+      return value, (value, ())
 
+    data = {'real': real, 'fake': fake}
     return _regularized_update(
-      state, 'd_r', tx, loss_fn, penalty, r1_gamma / 2, r1_every, 'r1'
-    )
+      state, 'd_r', tx, data, accumulate, loss_fn, penalty, r1_gamma / 2,
+      r1_every, 'r1',
+    )  # fmt: skip
 
   def update_d_m(state, rng, batch, fake, fake_label):
     m = batch['image'].shape[0]
@@ -244,38 +264,44 @@ def make(
     )
     fake, fake_label = augment(jax.random.fold_in(rng, 1), fake[:m], fake_label)
 
-    def loss_fn(params):
+    def loss_fn(params, part, _):
       outputs, spectral = score_pairs(
         params,
         state.extra['spectral'],
-        jnp.concatenate([image, fake]),
-        jnp.concatenate([real_label, fake_label]),
+        jnp.concatenate(part['image']),
+        jnp.concatenate(part['label']),
         update=True,
       )
-      scores = discriminators.scores(outputs)
+      scores, m = discriminators.scores(outputs), part['image'][0].shape[0]
       real_score = [s[:m] for s in scores]
       fake_score = [s[m:] for s in scores]
-      return gan.hinge_d(real_score, fake_score), {
+      loss = gan.hinge_d(real_score, fake_score)
+      metrics = {
+        'd_m': loss,
         'd_m_real': sum(s.mean() for s in real_score) / len(scores),
         'd_m_fake': sum(s.mean() for s in fake_score) / len(scores),
         'spectral': spectral,
       }
+      return loss, (metrics, ())
 
-    def penalty(params):
+    def penalty(params, part, _):
       def score(x, y):
         outputs, _ = score_pairs(params, state.extra['spectral'], x, y)
         return gan.patch_mean(discriminators.scores(outputs))
 
-      return gan.r1_penalty(score, image, real_label)
+      value = gan.r1_penalty(score, part['image'][0], part['label'][0])
+      return value, (value, ())
 
+    data = {'image': (image, fake), 'label': (real_label, fake_label)}
     state, metrics = _regularized_update(
-      state, 'd_m', tx, loss_fn, penalty, r1_gamma_m / 2, r1_every, 'r1_m'
-    )
+      state, 'd_m', tx, data, accumulate, loss_fn, penalty, r1_gamma_m / 2,
+      r1_every, 'r1_m',
+    )  # fmt: skip
     extra = {**state.extra, 'spectral': metrics.pop('spectral')}
     return state.replace(extra=extra), metrics
 
-  def generator_loss(params, state, rng, batch, n):
-    image, label = generate(params, jax.random.fold_in(rng, 0), n)
+  def generator_loss(params, state, batch, rng):
+    image, label = generate(params, batch['drawn'])
     seen = augment(jax.random.fold_in(rng, 1), image)[0]
     adversarial_r = gan.logistic_g(
       d_r.apply({'params': state.params['d_r']}, seen)
@@ -296,37 +322,48 @@ def make(
     loss = adversarial_r + d_m_weight * (
       adversarial_m + feature_matching * matching
     )
-    return loss, {
-      'g_r': adversarial_r,
-      'g_m': adversarial_m,
-      'matching': matching,
+    metrics = {'g_r': adversarial_r, 'g_m': adversarial_m, 'matching': matching}
+    return loss, (metrics, ())
+
+  def path_gradient(params, mean, rng, n):
+    """(Gradient of the weighted penalty, (penalty, new mean))."""
+    image = (n, resolution, resolution, channels)
+    data = {
+      'drawn': draw(jax.random.fold_in(rng, 0), n),
+      'y': split_batch(jax.random.normal(jax.random.fold_in(rng, 1), image)),
     }
 
-  def path_penalty(params, rng, n, mean):
-    w_plus, noise = draw_codes(params, jax.random.fold_in(rng, 0), n)
-    synthesize = lambda w: g.apply(
-      {'params': params}, w, noise, method='synthesize'
-    )[0]
-    y = split_batch(
-      jax.random.normal(
-        jax.random.fold_in(rng, 1), (n, resolution, resolution, channels)
+    def loss_fn(params, part, _):
+      w_plus, noise = codes(params, part['drawn'])
+      synthesize = lambda w: g.apply(
+        {'params': params}, w, noise, method='synthesize'
+      )[0]
+      penalty, new_mean, _ = gan.path_length_penalty(
+        synthesize, w_plus, part['y'], mean
       )
+      return path_weight * path_every * penalty, ((penalty, new_mean), ())
+
+    grads, found, _ = accumulation.gradient(
+      loss_fn, params, data, rng, accumulate
     )
-    penalty, new_mean, _ = gan.path_length_penalty(synthesize, w_plus, y, mean)
-    return path_weight * path_every * penalty, (penalty, new_mean)
+    return grads, found
 
   def update_g(state, rng, batch, n):
-    grads, metrics = jax.grad(generator_loss, has_aux=True)(
-      state.params['g'], state, jax.random.fold_in(rng, 0), batch, n
-    )
+    key = jax.random.fold_in(rng, 0)
+    data = {name: batch[name] for name in ('image', 'label')}
+    data['drawn'] = draw(jax.random.fold_in(key, 0), n)
+    grads, metrics, _ = accumulation.gradient(
+      lambda params, part, key: generator_loss(params, state, part, key),
+      state.params['g'], data, key, accumulate,
+    )  # fmt: skip
     extra = dict(state.extra)
     if path_every:
       mean, last = extra['path_mean'], extra['lazy']['path']
-      shrunk = max(1, n // path_batch_shrink)
+      shrunk = accumulate * max(1, n // accumulate // path_batch_shrink)
 
       def with_path():
-        grad, (penalty, new_mean) = jax.grad(path_penalty, has_aux=True)(
-          state.params['g'], jax.random.fold_in(rng, 1), shrunk, mean
+        grad, (penalty, new_mean) = path_gradient(
+          state.params['g'], mean, jax.random.fold_in(rng, 1), shrunk
         )
         return jax.tree.map(jnp.add, grads, grad), penalty, new_mean
 
@@ -352,9 +389,12 @@ def make(
     unlabelled = batch.get('unlabelled', batch['image'])
     n = unlabelled.shape[0]
     n_fake = max(batch['image'].shape[0], n)
-    fake, fake_label = jax.lax.stop_gradient(
-      generate(state.params['g'], k_fake, n_fake)
-    )
+    _, (fake, fake_label) = jax.lax.stop_gradient(
+      accumulation.over_parts(
+        lambda drawn, _: ((), generate(state.params['g'], drawn)),
+        draw(k_fake, n_fake), k_fake, accumulate,
+      )
+    )  # fmt: skip
     state, metrics_r = update_d_r(state, k_r, unlabelled, fake[:n])
     state, metrics_m = update_d_m(state, k_m, batch, fake, fake_label)
     state, metrics_g = update_g(state, k_g, batch, n_fake)
@@ -384,7 +424,7 @@ def make(
 
 
 def check(where: str, fields: Any, data: Any) -> None:
-  """Refuses images that the generator cannot draw.
+  """Refuses images that cannot be drawn, and batches that cannot be cut.
 
   Args:
     where: 'config.STAGE'.
@@ -392,7 +432,8 @@ def check(where: str, fields: Any, data: Any) -> None:
     data: config.data.
 
   Raises:
-    UserError: the networks do not see a square whose side is a power of two.
+    UserError: the networks do not see a square whose side is a power of two;
+      or a batch is not of whole parts, of whole groups of images.
   """
   height, width = fit.size(data)
   if height != width or height & (height - 1):
@@ -402,6 +443,16 @@ def check(where: str, fields: Any, data: Any) -> None:
       'is a power of two; set config.data.width=0 and config.data.resolution '
       'to 32, 64, 128, 256, 512 or 1024.'
     )
+  accumulation.check(where, fields)
+  n, parts = fields.unlabelled_batch_size, fields.args.accumulate
+  for size in {n or fields.batch_size, max(n, fields.batch_size)}:
+    group = min(size // parts, fields.args.get('stddev_group', 1))
+    if size // parts % group:
+      raise UserError(
+        f'{where}.args.stddev_group is {group}, which does not divide a batch '
+        f'of {size} images in {parts} part(s); choose a divisor of '
+        f'{size // parts}.'
+      )
 
 
 def _optimizers(lr_g, lr_d, b1, b2, lazy, r1_every, path_every):
@@ -419,14 +470,21 @@ def _optimizers(lr_g, lr_d, b1, b2, lazy, r1_every, path_every):
 
 
 def _regularized_update(
-  state, name, tx, loss_fn, penalty, weight, every, metric
+  state, name, tx, batch, parts, loss_fn, penalty, weight, every, metric
 ):
   """One update of a discriminator; the penalty joins in every few steps."""
   params = state.params[name]
-  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  gradient = lambda loss: accumulation.gradient(
+    loss,
+    params,
+    batch,
+    state.rng,
+    parts,  # of which no key is used
+  )
+  grads, metrics, _ = gradient(loss_fn)
 
   def regularized():
-    value, grad = jax.value_and_grad(penalty)(params)
+    grad, value, _ = gradient(penalty)
     factor = weight * every
     return jax.tree.map(lambda a, b: a + factor * b, grads, grad), value
 
@@ -443,4 +501,4 @@ def _regularized_update(
     params={**state.params, name: new_params},
     opt_state={**state.opt_state, name: opt_state},
   )
-  return state, {name: loss, **metrics}
+  return state, metrics

@@ -23,7 +23,7 @@ from jaxseg.method import (
   new_state,
   update,
 )
-from jaxseg.methods import inversion, perceptual, semantic_gan
+from jaxseg.methods import accumulation, inversion, perceptual, semantic_gan
 from jaxseg.nets import stylegan2
 from jaxseg.nets.encoder import Encoder
 from jaxseg.parallel import split_batch
@@ -60,6 +60,9 @@ def make(
   refine_lambda_l2: float = 0.1,
   refine_lambda_encoder: float = 1e-3,  # lambda_2 of the paper
   refine_noise: bool = True,  # optimise the noise maps too
+  # Memory.
+  remat: bool = False,  # compute blocks anew for the gradient; a third slower
+  accumulate: int = 1,  # parts of a batch, see jaxseg/methods/accumulation.py
 ) -> Method:
   """The encoder stage on a frozen generator; `refine` is "Ours".
 
@@ -71,10 +74,15 @@ def make(
   """
   if optimizer not in ('adam', 'ranger'):
     raise UserError(f"optimizer is {optimizer!r}, must be 'adam' or 'ranger'.")
-  g, d_r, _ = semantic_gan.networks(num_classes, resolution, channels, **gan)
+  g, d_r, _ = semantic_gan.networks(
+    num_classes, resolution, channels, **(dict(gan) | {'remat': remat})
+  )
   label_output = gan.get('label_output', 'logits')
   temperature = semantic_gan.label_temperature(label_output)
-  e = Encoder(resolution, g.w_dim, width, tuple(depths), features, dtype=dtype)
+  e = Encoder(
+    resolution, g.w_dim, width, tuple(depths), features, dtype=dtype,
+    remat=remat,
+  )  # fmt: skip
   metric = perceptual.make(perceptual_kind, d_r, lpips_weights)
   schedule = (
     optimizers.constant_then_cosine(lr, int(0.3 * lr_steps), lr_steps, lr / 100)
@@ -120,7 +128,7 @@ def make(
     )
     return ce, segmentation.dice_loss(probabilities, label)
 
-  def loss_fn(params, state, rng, batch):
+  def loss_fn(params, state, batch, rng):
     images = batch['image']
     m = images.shape[0]
     if 'unlabelled' in batch:
@@ -150,7 +158,7 @@ def make(
         params, state, k_synthetic, images.shape[0]
       )
       loss = loss + lambda_synthetic * metrics['synthetic']
-    return loss, {'loss': loss, **metrics}
+    return loss, ({'loss': loss, **metrics}, ())
 
   def synthetic_loss(params, state, rng, n):
     """Mean squared error of the code of generated images, where w is known."""
@@ -164,9 +172,10 @@ def make(
 
   def train_step(state, batch):
     rng = jax.random.fold_in(state.rng, state.step)
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(
-      state.params['e'], state, rng, batch
-    )
+    grads, metrics, _ = accumulation.gradient(
+      lambda params, part, key: loss_fn(params, state, part, key),
+      state.params['e'], batch, rng, accumulate,
+    )  # fmt: skip
     params, opt_state = update(
       tx['e'], grads, state.opt_state['e'], state.params['e']
     )
@@ -243,5 +252,9 @@ def make(
 
 
 def check(where: str, fields: Any, data: Any) -> None:
-  """Refuses what `semantic_gan.check` refuses: its generator is used."""
+  """Refuses what `semantic_gan.check` refuses: its generator is used.
+
+  Raises:
+    UserError: as there.
+  """
   semantic_gan.check(where, fields, data)

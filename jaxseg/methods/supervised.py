@@ -1,11 +1,9 @@
 """Supervised segmentation: cross entropy and Dice on labelled pixels."""
 
-import jax
-
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import handover, segmenting
+from jaxseg.methods import accumulation, handover, segmenting
 from jaxseg.methods.segmenting_checks import check  # noqa: F401
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -61,15 +59,16 @@ def make(
     )
 
   def train_step(state, batch):
-    def loss_fn(params):
+    def loss_fn(params, part, key):
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'], batch['image'],
-        segmenting.step_key(state),
-      )  # fmt: skip
-      total, terms = segmentation.supervised(logits, batch['label'], loss)
-      return total, (stats, terms)
+        seg, params, state.extra['seg'], part['image'], key
+      )
+      total, terms = segmentation.supervised(logits, part['label'], loss)
+      return total, ((stats, terms), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], batch, segmenting.step_key(state), seg.parts
+    )
     decay = ema_decay(batch['image'].shape[0], ema_half_life)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     return state.replace(step=state.step + 1), terms

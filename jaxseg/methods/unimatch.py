@@ -16,7 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
-from jaxseg.methods import segmenting, segmenting_checks
+from jaxseg.methods import accumulation, segmenting, segmenting_checks
 from jaxseg.nets.layers import Features
 from jaxseg.nets.segmenters import Net
 from jaxseg.optimizers import Optimizer
@@ -113,16 +113,15 @@ def make(
     return logits.reshape(*images.shape[:-1], num_classes), stats
 
   def train_step(state, batch):
-    keys = jax.random.split(segmenting.step_key(state), 4)
-    boxes = batch['cutmix'][:, :views]
-    mixed = cutmix(batch['unlabelled_strong'][:, :views], boxes)
-
-    def loss_fn(params):
+    def loss_fn(params, part, key):
+      keys = jax.random.split(key, 4)
+      boxes = part['cutmix'][:, :views]
+      mixed = cutmix(part['unlabelled_strong'][:, :views], boxes)
       labelled, weak, perturbed, stats = weak_pass(
-        params, state.extra['seg'], batch, keys[:3]
+        params, state.extra['seg'], part, keys[:3]
       )
       strong, stats = strong_pass(params, stats, mixed, keys[3])
-      total, terms = segmentation.supervised(labelled, batch['label'], loss)
+      total, terms = segmentation.supervised(labelled, part['label'], loss)
       pseudo, sure = pseudo_labels(weak, confidence)
       of_views = lambda x: cutmix(jnp.repeat(x[:, None], views, axis=1), boxes)
       terms['strong'] = taught(strong, of_views(pseudo), of_views(sure))
@@ -131,9 +130,12 @@ def make(
         terms['feature'] = taught(perturbed, pseudo, sure)
         unlabelled += feature_weight * terms['feature']
       terms['mask_ratio'] = sure.mean()
-      return (total + unlabelled_weight * unlabelled) / 2, (stats, terms)
+      total = (total + unlabelled_weight * unlabelled) / 2
+      return total, ((stats, terms), ())
 
-    grads, (stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params['seg'])
+    grads, (stats, terms), _ = accumulation.gradient(
+      loss_fn, state.params['seg'], batch, segmenting.step_key(state), seg.parts
+    )
     decay = ema_decay(len(batch['image']), ema_half_life)
     state = segmenting.advance(state, 'seg', seg.tx, grads, stats, decay)
     return state.replace(step=state.step + 1), terms
@@ -215,7 +217,8 @@ def check(where: str, fields: Any, data: Any) -> None:
   segmenting_checks.check_semi_supervised(where, fields, data, args.views)
   if data.strong.cutmix_probability:
     field = 'config.data.strong.cutmix_probability'
-    segmenting_checks.check_boxes(where, fields, field)
+    parts = accumulation.parts_of(fields)
+    segmenting_checks.check_boxes(where, fields, field, parts)
   _check_numbers(
     f'{where}.args.', args.views, args.confidence, args.feature_weight,
     args.feature_dropout,

@@ -12,7 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.nets.layers import Conv, Dtype, Features, normalize
+from jaxseg.nets.layers import (
+  Conv,
+  Dtype,
+  Features,
+  normalize,
+  remat_if,
+)
 from jaxseg.nets.mobilenet import MobileNetV2
 from jaxseg.nets.resnet import ResNet
 from jaxseg.nets.upsampling import resize
@@ -30,6 +36,7 @@ def encoder(
   norm: str,
   dtype: Dtype,
   depths: Sequence[int] | None = None,
+  remat: bool = False,
 ) -> nn.Module:
   """Returns a backbone; (x, train) -> its maps, fine to coarse.
 
@@ -41,10 +48,10 @@ def encoder(
       f'backbone is {backbone!r}, must be one of {", ".join(BACKBONES)}'
     )
   if backbone == 'mobilenet_v2':
-    return MobileNetV2(width, output_stride, norm, dtype)
+    return MobileNetV2(width, output_stride, norm, dtype, remat)
   return ResNet(
     int(backbone.removeprefix('resnet')), width, output_stride, norm=norm,
-    dtype=dtype, depths=depths,
+    dtype=dtype, depths=depths, remat=remat,
   )  # fmt: skip
 
 
@@ -65,6 +72,8 @@ class DeepLabV2(nn.Module):
     norm: 'group', 'batch' or 'frozen' (published), see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
     depths: blocks of each stage of a ResNet, for other sizes.
+    remat: compute the encoder's blocks and the decoder's layers anew for the
+      gradient, see `layers.remat_if`.
   """
 
   num_classes: int
@@ -77,11 +86,12 @@ class DeepLabV2(nn.Module):
   norm: str = 'group'
   dtype: Dtype = None
   depths: Sequence[int] | None = None
+  remat: bool = False
 
   def setup(self):
     self.encoder = encoder(
       self.backbone, self.width, self.output_stride, self.norm, self.dtype,
-      self.depths,
+      self.depths, self.remat,
     )  # fmt: skip
     used = 2 if self.published_aspp_bug else len(self.branches)
     self.decoder = SummedPyramid(
@@ -139,6 +149,8 @@ class DeepLabV3Plus(nn.Module):
     norm: 'group', 'batch' (published) or 'frozen', see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
     depths: blocks of each stage of a ResNet, for other sizes.
+    remat: compute the encoder's blocks and the decoder's layers anew for the
+      gradient, see `layers.remat_if`.
   """
 
   num_classes: int
@@ -150,11 +162,12 @@ class DeepLabV3Plus(nn.Module):
   norm: str = 'group'
   dtype: Dtype = None
   depths: Sequence[int] | None = None
+  remat: bool = False
 
   def setup(self):
     self.encoder = encoder(
       self.backbone, self.width, self.output_stride, self.norm, self.dtype,
-      self.depths,
+      self.depths, self.remat,
     )  # fmt: skip
     self.decoder = Decoder(
       self.num_classes,
@@ -164,6 +177,7 @@ class DeepLabV3Plus(nn.Module):
       self.align_corners,
       self.norm,
       self.dtype,
+      self.remat,
     )
 
   def encode(self, x: jax.Array, train: bool = False) -> Features:
@@ -194,6 +208,7 @@ class Decoder(nn.Module):
     align_corners: see DeepLabV3Plus.
     norm: see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
+    remat: see DeepLabV3Plus.
   """
 
   num_classes: int
@@ -203,6 +218,7 @@ class Decoder(nn.Module):
   align_corners: bool = False
   norm: str = 'group'
   dtype: Dtype = None
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -236,11 +252,16 @@ class Decoder(nn.Module):
 
   def _layer(self, x, train, name, k, features=None, dilation=1):
     """Convolution, normalisation, ReLU."""
-    x = Conv(
-      features or 4 * self.width, k, use_bias=False, dtype=self.dtype,
-      dilation=dilation, kernel_init=he_fan_in, name=name,
-    )(x)  # fmt: skip
-    return nn.relu(normalize(x, self.norm, train, f'norm_{name}'))
+
+    def layer(module, x):
+      del module  # that of the layers, as flax knows
+      x = Conv(
+        features or 4 * self.width, k, use_bias=False, dtype=self.dtype,
+        dilation=dilation, kernel_init=he_fan_in, name=name,
+      )(x)  # fmt: skip
+      return nn.relu(normalize(x, self.norm, train, f'norm_{name}'))
+
+    return remat_if(self.remat, layer)(self, x)
 
   def _drop(self, x, rate, train):
     return nn.Dropout(rate, deterministic=not train)(x)

@@ -19,6 +19,7 @@ from jaxseg.nets.layers import (
   Dtype,
   instance_norm,
   normal_around_one,
+  remat_if,
   standardize,
   uniform_fan_in,
 )
@@ -106,11 +107,13 @@ class MultiscaleDiscriminator(nn.Module):
     num_scales: discriminators; input i is halved i times.
     width: channels of each one's first layer.
     dtype: dtype of the convolutions; None: float32.
+    remat: compute scales anew for the gradient, see `layers.remat_if`.
   """
 
   num_scales: int = 3
   width: int = 64
   dtype: Dtype = None
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -128,10 +131,11 @@ class MultiscaleDiscriminator(nn.Module):
       patch score, float32 [N, h, w, 1], high for real.
     """
     x = jnp.concatenate([image, label.astype(image.dtype)], -1)
+    scale = remat_if(self.remat, PatchDiscriminator, (2,))
     outputs = []
     for i in range(self.num_scales):
       outputs.append(
-        PatchDiscriminator(self.width, self.dtype, name=f'scale_{i}')(x, update)
+        scale(self.width, self.dtype, name=f'scale_{i}')(x, update)
       )
       x = halve(x)
     return outputs

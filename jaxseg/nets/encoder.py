@@ -11,7 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.nets.layers import Conv, Dtype, EqualDense, normalize
+from jaxseg.nets.layers import (
+  Conv,
+  Dtype,
+  EqualDense,
+  normalize,
+  remat_if,
+)
 from jaxseg.nets.stylegan2 import num_latents
 
 
@@ -51,6 +57,7 @@ class FeaturePyramid(nn.Module):
     features: channels of the pyramid.
     norm: 'group' or 'batch'.
     dtype: dtype of the convolutions; None: float32.
+    remat: as of `Encoder`.
   """
 
   width: int = 64
@@ -58,6 +65,7 @@ class FeaturePyramid(nn.Module):
   features: int = 512
   norm: str = 'group'
   dtype: Dtype = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
@@ -65,11 +73,11 @@ class FeaturePyramid(nn.Module):
     x = Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype, name='stem')(x)
     x = nn.relu(normalize(x, self.norm, train, 'norm_stem'))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-    bottom_up = []
+    bottom_up, block = [], remat_if(self.remat, Bottleneck, (2,))
     for i, depth in enumerate(self.depths):
       for j in range(depth):
         stride = 2 if i > 0 and j == 0 else 1
-        x = Bottleneck(
+        x = block(
           self.width * 2**i,
           stride,
           self.norm,
@@ -123,6 +131,8 @@ class Encoder(nn.Module):
       fits up to resolution 256.
     norm: 'group' or 'batch'; batch statistics live in 'batch_stats'.
     dtype: dtype of the convolutions; None: float32.
+    remat: compute blocks and heads anew for the gradient, see
+      `layers.remat_if`.
   """
 
   resolution: int
@@ -133,6 +143,7 @@ class Encoder(nn.Module):
   head_depths: Sequence[int] | None = None
   norm: str = 'group'
   dtype: Dtype = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -151,15 +162,16 @@ class Encoder(nn.Module):
       self.features,
       self.norm,
       self.dtype,
+      self.remat,
       name='pyramid',
     )(image, train)
     depths = self.head_depths or [
       num_convs_to_pixel(p.shape[1]) for p in (p4, p3, p2)
     ]
-    styles = []
+    styles, style_head = [], remat_if(self.remat, StyleHead)
     for i in range(num_latents(self.resolution)):
       level = 0 if i < 3 else 1 if i < 7 else 2
-      head = StyleHead(self.w_dim, depths[level], self.dtype, name=f'style{i}')
+      head = style_head(self.w_dim, depths[level], self.dtype, name=f'style{i}')
       styles.append(head((p4, p3, p2)[level]))
     return jnp.stack(styles, axis=1)
 

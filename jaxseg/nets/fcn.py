@@ -37,12 +37,16 @@ class Encoder(nn.Module):
   dropout: float
   faithful_padding: bool
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> Features:
     """[N, H, W, C] -> those of pool3 and pool4 that are scored, and fc7."""
     first, last = (100, 0) if self.faithful_padding else (1, 3)
-    maps, _ = vgg16(x, self.width, self.norm, train, self.dtype, first)
+    maps, _ = vgg16(
+      x, self.width, self.norm, train, self.dtype, first,
+      self if self.remat else None,
+    )  # fmt: skip
     x = maps[-1]
     for name, k, padding in (('fc6', 7, last), ('fc7', 1, 0)):
       x = Conv(
@@ -112,6 +116,7 @@ class FCN(nn.Module):
       as released; otherwise convolutions keep the size and copies of the border
       pixels surround the last scores.
     dtype: dtype of the convolutions; None: that of the input.
+    remat: compute VGG16 anew for the gradient, see `layers.remat_if`.
   """
 
   num_classes: int
@@ -121,13 +126,14 @@ class FCN(nn.Module):
   dropout: float = 0.0
   faithful_padding: bool = False
   dtype: Dtype = None
+  remat: bool = False
 
   def setup(self) -> None:
     if self.stride not in STRIDES:
       raise ValueError(f'stride is {self.stride}, must be 32, 16 or 8')
     self.encoder = Encoder(
       self.stride, self.width, self.norm, self.dropout, self.faithful_padding,
-      self.dtype,
+      self.dtype, self.remat,
     )  # fmt: skip
     self.decoder = Decoder(
       self.num_classes, self.stride, self.faithful_padding, self.dtype

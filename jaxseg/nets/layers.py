@@ -6,7 +6,8 @@ Quality of StyleGAN (2020), section 2.2 (modulation, demodulation).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,23 @@ class Features(NamedTuple):
 
   maps: tuple[jax.Array, ...]
   indices: tuple[jax.Array, ...] = ()
+
+
+def remat_if(
+  remat: bool, block: Callable[..., Any], static: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+  """A block that keeps its inputs alone for the gradient, if `remat`.
+
+  What lies between is computed once more, in the backward pass. Parameters keep
+  their names and values, provided that the caller names the block.
+
+  Args:
+    remat: whether to.
+    block: a module's class, or a function whose first argument is the module
+      that calls it.
+    static: places of arguments that are no arrays; `self` has place 0.
+  """
+  return nn.remat(block, static_argnums=static) if remat else block
 
 
 NORMS = ('group', 'batch', 'frozen')

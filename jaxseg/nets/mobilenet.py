@@ -7,7 +7,7 @@ form of torchvision, whose ImageNet weights fit.
 import flax.linen as nn
 import jax
 
-from jaxseg.nets.layers import Conv, Dtype, normalize
+from jaxseg.nets.layers import Conv, Dtype, normalize, remat_if
 from jaxseg.nets.resnet import he_fan_out
 from jaxseg.ops.depthwise import depthwise_conv2d
 
@@ -31,12 +31,14 @@ class MobileNetV2(nn.Module):
     output_stride: 32, 16 or 8; strides beyond become dilation, as in `resnet`.
     norm: 'group', 'batch' or 'frozen', see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
+    remat: compute blocks anew for the gradient, see `layers.remat_if`.
   """
 
   width: int = 64
   output_stride: int = 32
   norm: str = 'group'
   dtype: Dtype = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
@@ -64,6 +66,7 @@ class MobileNetV2(nn.Module):
     )(x)  # fmt: skip
     x = nn.relu6(normalize(x, self.norm, train, 'norm_stem'))
     maps, reached, dilation, i = [], 2, 1, 0
+    block = remat_if(self.remat, InvertedResidual, (2,))
     for expansion, channels, blocks, step in STAGES:
       if step == 2 and reached > 2:
         maps.append(x)
@@ -72,7 +75,7 @@ class MobileNetV2(nn.Module):
       reached *= stride
       for j in range(blocks):
         i += 1
-        x = InvertedResidual(
+        x = block(
           scaled(channels, self.width),
           expansion,
           stride if j == 0 else 1,

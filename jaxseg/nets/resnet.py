@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from jaxseg.nets.layers import Conv, Dtype, normalize
+from jaxseg.nets.layers import Conv, Dtype, normalize, remat_if
 from jaxseg.ops.pooling import max_pool
 
 # Residual blocks of each stage; bottlenecks from depth 50 on.
@@ -43,6 +43,7 @@ class ResNet(nn.Module):
     norm: 'group', 'batch' or 'frozen', see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
     depths: blocks of each stage, for other sizes; None: those of `depth`.
+    remat: compute blocks anew for the gradient, see `layers.remat_if`.
   """
 
   depth: int = 50
@@ -52,6 +53,7 @@ class ResNet(nn.Module):
   norm: str = 'group'
   dtype: Dtype = None
   depths: Sequence[int] | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
@@ -76,7 +78,8 @@ class ResNet(nn.Module):
       kernel_init=he_fan_out, name='stem',
     )(x)  # fmt: skip
     x = max_pool(nn.relu(normalize(x, self.norm, train, 'norm_stem')))
-    block = BasicBlock if self.depth < 50 else Bottleneck
+    kind = BasicBlock if self.depth < 50 else Bottleneck
+    block = remat_if(self.remat, kind, (2,))
     maps, reached, dilation = [], 4, 1
     for stage, depth in enumerate(depths, start=1):
       step = 1 if stage == 1 else 2

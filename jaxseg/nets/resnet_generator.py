@@ -19,6 +19,7 @@ from jaxseg.nets.layers import (
   Features,
   normal_around_one,
   normalize,
+  remat_if,
 )
 from jaxseg.ops.conv import conv2d_transpose
 
@@ -163,18 +164,20 @@ class Encoder(nn.Module):
   norm: str
   dropout: float
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> Features:
     """[N, H, W, C] -> one map [N, ceil(H / 4), ceil(W / 4), 4 width]."""
-    layer = lambda factor, name, **kwargs: Layer(
+    layer = lambda factor, name, **kwargs: remat_if(self.remat, Layer, (2,))(
       self.width * factor, self.norm, dtype=self.dtype, name=name, **kwargs
     )
     x = layer(1, 'stem', kernel_size=7)(x, train)
     x = layer(2, 'down0', mode='down')(x, train)
     x = layer(4, 'down1', mode='down')(x, train)
+    block = remat_if(self.remat, Block, (2,))
     for i in range(self.blocks):
-      x = Block(self.norm, self.dropout, self.dtype, name=f'block{i}')(x, train)
+      x = block(self.norm, self.dropout, self.dtype, name=f'block{i}')(x, train)
     return Features((x,))
 
 
@@ -185,6 +188,7 @@ class Decoder(nn.Module):
   width: int
   norm: str
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -194,7 +198,7 @@ class Decoder(nn.Module):
     height, width = size
     half = -(-height // 2), -(-width // 2)
     for factor, (rows, columns), name in ((2, half, 'up0'), (1, size, 'up1')):
-      layer = Layer(
+      layer = remat_if(self.remat, Layer, (2,))(
         self.width * factor, self.norm, mode='up', dtype=self.dtype, name=name
       )
       x = layer(x, train)[:, :rows, :columns]
@@ -217,6 +221,8 @@ class ResnetGenerator(nn.Module):
       CycleGAN's code offers .5.
     output: 'linear' (logits) or 'tanh' (images in [-1, 1]).
     dtype: dtype of the convolutions; norms compute in float32.
+    remat: compute blocks and layers anew for the gradient, see
+      `layers.remat_if`.
   """
 
   features: int
@@ -226,6 +232,7 @@ class ResnetGenerator(nn.Module):
   dropout: float = 0.0
   output: str = 'linear'
   dtype: Dtype = 'float32'
+  remat: bool = False
 
   def setup(self) -> None:
     if self.output not in OUTPUTS:
@@ -233,9 +240,11 @@ class ResnetGenerator(nn.Module):
         f'output is {self.output!r}, must be one of {", ".join(OUTPUTS)}'
       )
     self.encoder = Encoder(
-      self.width, self.blocks, self.norm, self.dropout, self.dtype
+      self.width, self.blocks, self.norm, self.dropout, self.dtype, self.remat
     )
-    self.decoder = Decoder(self.features, self.width, self.norm, self.dtype)
+    self.decoder = Decoder(
+      self.features, self.width, self.norm, self.dtype, self.remat
+    )
 
   def encode(self, x: jax.Array, train: bool) -> Features:
     """[N, H, W, C] -> one map [N, ceil(H / 4), ceil(W / 4), 4 width].

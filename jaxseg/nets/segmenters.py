@@ -45,7 +45,7 @@ READ = {
   'segnet': ('weights',),
   'resnet_generator': ('blocks', 'dropout'),
 }
-READ_BY_ALL = ('arch', 'width', 'norm', 'dtype')
+READ_BY_ALL = ('arch', 'width', 'norm', 'dtype', 'remat')
 
 
 class Net(NamedTuple):
@@ -75,6 +75,9 @@ class Net(NamedTuple):
   joint_norm: bool = False
   dropout: float = 0.0  # where the network has it: .5 in FCN and DeepLab v3+
   dtype: str = 'float32'  # of the convolutions; 'bfloat16' on accelerators
+  # Compute the blocks anew for the gradient: less memory, about a third more
+  # time.
+  remat: bool = False
   # ImageNet weights of the encoder: a local file, see jaxseg/nets/imagenet.py;
   # '': random.
   weights: str = ''
@@ -92,7 +95,9 @@ def build(net: Net, num_classes: int, where: str = 'net') -> nn.Module:
     UserError: a setting outside its choices.
   """
   _refuse(net, where)
-  common = dict(width=net.width, norm=net.norm, dtype=net.dtype)
+  common = dict(
+    width=net.width, norm=net.norm, dtype=net.dtype, remat=net.remat
+  )
   if net.arch == 'unet':
     return unet.UNet(
       num_classes, depth=net.depth, up=net.up, dropout=net.dropout, **common

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.nets.layers import Conv, Dtype, Features
+from jaxseg.nets.layers import Conv, Dtype, Features, remat_if
 from jaxseg.nets.upsampling import max_unpool
 from jaxseg.nets.vgg import GROUPS, conv_norm_relu, he_normal, vgg16
 
@@ -19,11 +19,15 @@ class Encoder(nn.Module):
   width: int
   norm: str
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> Features:
     """[N, H, W, C] -> the map of stride 32, the indices of 5 poolings."""
-    maps, indices = vgg16(x, self.width, self.norm, train, self.dtype)
+    maps, indices = vgg16(
+      x, self.width, self.norm, train, self.dtype,
+      remat=self if self.remat else None,
+    )  # fmt: skip
     return Features(maps[-1:], indices)
 
 
@@ -34,6 +38,7 @@ class Decoder(nn.Module):
   width: int
   norm: str
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -44,16 +49,23 @@ class Decoder(nn.Module):
     for _ in GROUPS[1:]:
       sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
     widths = [self.width * factor for group in GROUPS for factor in group]
-    x = features.maps[-1]
-    i = len(widths) - 1
-    for level in reversed(range(len(GROUPS))):
-      x = max_unpool(x, features.indices[level], sizes[level])
-      for _ in GROUPS[level]:
+
+    def convolved(module, x, indices, level, last):
+      del module
+      x = max_unpool(x, indices, sizes[level])
+      for i in range(last, last - len(GROUPS[level]), -1):
         if i:
           x = conv_norm_relu(
             x, widths[i - 1], i, self.norm, train, self.dtype
           )  # fmt: skip
-        i -= 1
+      return x
+
+    convolved = remat_if(self.remat, convolved, (3, 4))
+    x = features.maps[-1]
+    i = len(widths) - 1
+    for level in reversed(range(len(GROUPS))):
+      x = convolved(self, x, features.indices[level], level, i)
+      i -= len(GROUPS[level])
     conv = Conv(
       self.num_classes, dtype=self.dtype, kernel_init=he_normal, name='out'
     )
@@ -68,18 +80,21 @@ class SegNet(nn.Module):
     width: channels of the first convolution; 64 as published.
     norm: 'batch' as published, 'group' or 'frozen', see `layers.normalize`.
     dtype: dtype of the convolutions; None: that of the input.
+    remat: compute what lies between poolings anew for the gradient, see
+      `layers.remat_if`.
   """
 
   num_classes: int
   width: int = 64
   norm: str = 'batch'
   dtype: Dtype = None
+  remat: bool = False
 
   def setup(self) -> None:
-    self.encoder = Encoder(self.width, self.norm, self.dtype)
+    self.encoder = Encoder(self.width, self.norm, self.dtype, self.remat)
     self.decoder = Decoder(
-      self.num_classes, self.width, self.norm, self.dtype
-    )  # fmt: skip
+      self.num_classes, self.width, self.norm, self.dtype, self.remat
+    )
 
   def encode(self, x: jax.Array, train: bool) -> Features:
     """[N, H, W, C] in [-1, 1] -> the map of stride 32 and 5 index maps."""

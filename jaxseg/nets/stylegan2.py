@@ -18,6 +18,7 @@ from jaxseg.nets.layers import (
   EqualDense,
   ModulatedConv,
   leaky_relu,
+  remat_if,
 )
 from jaxseg.ops.upfirdn2d import upsample2d
 
@@ -148,6 +149,7 @@ class Generator(nn.Module):
     channel_multiplier: channels(r) = min(channel_max, multiplier 16384 / r).
     channel_max: upper limit of that.
     dtype: dtype of the convolutions, e.g. bfloat16; None: float32.
+    remat: compute convolutions anew for the gradient, see `layers.remat_if`.
   """
 
   resolution: int
@@ -158,6 +160,7 @@ class Generator(nn.Module):
   channel_multiplier: float = 2.0
   channel_max: int = 512
   dtype: Dtype = None
+  remat: bool = False
 
   def setup(self):
     self.mapping_network = MappingNetwork(self.w_dim, self.mapping_depth)
@@ -168,14 +171,16 @@ class Generator(nn.Module):
     self.const = self.param(
       'const', nn.initializers.normal(1.0), (4, 4, width(4))
     )
-    self.conv_first = StyledConv(width(4), dtype=self.dtype)
+    styled = remat_if(self.remat, StyledConv)
+    output = remat_if(self.remat, ToOutput)
+    self.conv_first = styled(width(4), dtype=self.dtype)
     self.conv_up = [
-      StyledConv(width(s), upsample=True, dtype=self.dtype) for s in sizes[1:]
+      styled(width(s), upsample=True, dtype=self.dtype) for s in sizes[1:]
     ]
-    self.conv = [StyledConv(width(s), dtype=self.dtype) for s in sizes[1:]]
-    self.to_rgb = [ToOutput(self.channels, self.dtype) for _ in sizes]
+    self.conv = [styled(width(s), dtype=self.dtype) for s in sizes[1:]]
+    self.to_rgb = [output(self.channels, self.dtype) for _ in sizes]
     if self.num_classes:
-      self.to_seg = [ToOutput(self.num_classes, self.dtype) for _ in sizes]
+      self.to_seg = [output(self.num_classes, self.dtype) for _ in sizes]
 
   def __call__(self, z: jax.Array, noise: Noise = None):
     """`synthesize` of the W+ code of z; [N, w_dim] -> (image, logits)."""
@@ -235,6 +240,7 @@ class Discriminator(nn.Module):
     channel_max: as in `Generator`.
     stddev_group: images that share one minibatch standard deviation.
     dtype: dtype of the convolutions; None: float32.
+    remat: compute blocks anew for the gradient, see `layers.remat_if`.
   """
 
   resolution: int
@@ -242,6 +248,7 @@ class Discriminator(nn.Module):
   channel_max: int = 512
   stddev_group: int = 4
   dtype: Dtype = None
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -264,10 +271,10 @@ class Discriminator(nn.Module):
     x = EqualConv(
       width(size), kernel_size=1, dtype=self.dtype, name='from_rgb'
     )(image)
-    features = [x]
+    features, block = [x], remat_if(self.remat, ResidualBlock)
     while size > 4:
       size //= 2
-      x = ResidualBlock(width(size), self.dtype, name=f'block_{size}')(x)
+      x = block(width(size), self.dtype, name=f'block_{size}')(x)
       features.append(x)
     if features_only:
       return features

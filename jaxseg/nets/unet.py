@@ -9,7 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.nets.layers import Conv, Dtype, Features, normalize
+from jaxseg.nets.layers import (
+  Conv,
+  Dtype,
+  Features,
+  normalize,
+  remat_if,
+)
 from jaxseg.nets.upsampling import (
   ConvTranspose,
   max_pool_with_indices,
@@ -45,6 +51,7 @@ class Encoder(nn.Module):
   norm: str
   dropout: float
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> Features:
@@ -55,15 +62,13 @@ class Encoder(nn.Module):
         f'U-Net of depth {self.depth} halves images {self.depth} times: their '
         f'{x.shape[1]} x {x.shape[2]} pixels must be multiples of {side}'
       )
-    maps = []
+    maps, block = [], remat_if(self.remat, DoubleConv, (2,))
     for i in range(self.depth + 1):
       features = self.width * 2**i
       if i == self.depth and self.up == 'bilinear':
         features //= 2
       name = 'bottom' if i == self.depth else f'down{i}'
-      x = DoubleConv(features, features, self.norm, self.dtype, name=name)(
-        x, train
-      )
+      x = block(features, features, self.norm, self.dtype, name=name)(x, train)
       maps.append(x)
       if i < self.depth:
         x, _ = max_pool_with_indices(x)
@@ -79,11 +84,13 @@ class Decoder(nn.Module):
   up: str
   norm: str
   dtype: Dtype
+  remat: bool = False
 
   @nn.compact
   def __call__(self, features: Features, train: bool) -> jax.Array:
     """Maps, fine to coarse -> float32 logits at the size of the finest."""
     *skips, x = features.maps
+    block = remat_if(self.remat, DoubleConv, (2,))
     for i in reversed(range(len(skips))):
       inner = out = self.width * 2**i
       if self.up == 'transposed':
@@ -95,7 +102,7 @@ class Decoder(nn.Module):
         x = resize(x, skips[i].shape[1:3])
         out = inner // 2 if i else inner
       x = jnp.concatenate([skips[i], x], -1)
-      x = DoubleConv(inner, out, self.norm, self.dtype, name=f'up{i}')(x, train)
+      x = block(inner, out, self.norm, self.dtype, name=f'up{i}')(x, train)
     logits = Conv(self.num_classes, 1, dtype=self.dtype, name='out')(x)
     return logits.astype(jnp.float32)
 
@@ -111,6 +118,7 @@ class UNet(nn.Module):
     norm: 'group', 'batch' or 'frozen', see `layers.normalize`.
     dropout: rate at the lowest level.
     dtype: dtype of the convolutions; None: that of the input.
+    remat: compute levels anew for the gradient, see `layers.remat_if`.
   """
 
   num_classes: int
@@ -120,6 +128,7 @@ class UNet(nn.Module):
   norm: str = 'group'
   dropout: float = 0.0
   dtype: Dtype = None
+  remat: bool = False
 
   def setup(self) -> None:
     if self.up not in UPSAMPLING:
@@ -127,10 +136,11 @@ class UNet(nn.Module):
         f'up is {self.up!r}, must be one of {", ".join(UPSAMPLING)}'
       )
     self.encoder = Encoder(
-      self.width, self.depth, self.up, self.norm, self.dropout, self.dtype
-    )
+      self.width, self.depth, self.up, self.norm, self.dropout, self.dtype,
+      self.remat,
+    )  # fmt: skip
     self.decoder = Decoder(
-      self.num_classes, self.width, self.up, self.norm, self.dtype
+      self.num_classes, self.width, self.up, self.norm, self.dtype, self.remat
     )
 
   def encode(self, x: jax.Array, train: bool) -> Features:

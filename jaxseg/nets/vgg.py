@@ -3,7 +3,13 @@
 import flax.linen as nn
 import jax
 
-from jaxseg.nets.layers import Conv, Dtype, Features, normalize
+from jaxseg.nets.layers import (
+  Conv,
+  Dtype,
+  Features,
+  normalize,
+  remat_if,
+)
 from jaxseg.nets.upsampling import max_pool_with_indices
 
 # Channels of the convolutions between poolings, in units of the first's.
@@ -54,6 +60,7 @@ def vgg16(
   train: bool,
   dtype: Dtype = None,
   padding: int = 1,
+  remat: nn.Module | None = None,
 ) -> Features:
   """Adds the 13 convolutions, 'conv0' and on, to the module that calls this.
 
@@ -64,20 +71,28 @@ def vgg16(
     train: as of `layers.normalize`.
     dtype: dtype of the convolutions; None: that of x.
     padding: zeros on each side of the first convolution.
+    remat: the module that calls this; what lies between poolings is then
+      computed anew for the gradient, see `layers.remat_if`.
 
   Returns:
     The maps after each of the 5 poolings, of strides 2 to 32 and ceiled sizes,
     with width times 1, 2, 4, 8, 8 channels, and the poolings' indices.
   """
-  maps, indices = [], []
-  i = 0
-  for group in GROUPS:
-    for factor in group:
+
+  def convolved(module, x, group, first):
+    del module
+    for i, factor in enumerate(group, start=first):
       x = conv_norm_relu(
         x, width * factor, i, norm, train, dtype, 1 if i else padding
       )
-      i += 1
-    x, where = max_pool_with_indices(x)
+    return max_pool_with_indices(x)
+
+  convolved = remat_if(remat is not None, convolved, (2, 3))
+  maps, indices = [], []
+  i = 0
+  for group in GROUPS:
+    x, where = convolved(remat, x, group, i)
+    i += len(group)
     maps.append(x)
     indices.append(where)
   return Features(tuple(maps), tuple(indices))
