@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import encoder_sides
 from benchmarks.sides import (
   Setup,
   gan_arguments,
@@ -27,9 +28,12 @@ def compare(
   """Runs every network on both sides, small and with random parameters.
 
   Returns:
-    for each output the largest difference, relative to its largest value.
+    for each output the largest difference, relative to its largest value; the
+    same of an encoder's training step.
   """
-  setup = Setup(gan_arguments(resolution, channel_max), depths=(2, 1, 1, 1))
+  setup = Setup(
+    gan_arguments(resolution, channel_max), batch_size=n, depths=(2, 1, 1, 1)
+  )
   state, e_params = init(setup)
   rng = np.random.default_rng(1)
   # Biases and noise strengths start at zero, where a fault would not show.
@@ -42,10 +46,11 @@ def compare(
     )
   ours = jax.device_get(values)
   theirs = _torch_outputs(setup, n, state, e_params)
-  return {
+  found = {
     name: float(np.max(np.abs(value - theirs[name])) / np.max(np.abs(value)))
     for name, value in ours.items()
   }
+  return found | encoder_sides.differences(setup, state, e_params)
 
 
 def _inputs(setup, n):

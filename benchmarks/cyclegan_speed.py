@@ -1,4 +1,4 @@
-"""Times CycleGAN's training step beside eager PyTorch's.
+"""Times CycleGAN's training step beside PyTorch's.
 
   python -m benchmarks.cyclegan_speed --resolution=128 --width=64 --batch_size=2
 
@@ -46,7 +46,7 @@ _BLOCKS = flags.DEFINE_integer(
 # Defined in `benchmarks.speed`.
 for name in (
   'resolution', 'batch_size', 'rounds', 'repeats', 'dtype', 'clock', 'absolute',
-  'check',
+  'check', 'compiled',
 ):  # fmt: skip
   flags.declare_key_flag(name)
 FLAGS = flags.FLAGS
@@ -161,9 +161,12 @@ def torch_trainer(setup: Setup, state: TrainState) -> tuple[Any, Any]:
 
 
 def torch_side(
-  setup: Setup, state: TrainState
+  setup: Setup, state: TrainState, compiled: bool = False
 ) -> tuple[Callable[[], dict[str, Any]], int]:
   """Builds PyTorch's step; the GPU has finished when a run returns.
+
+  With `compiled` torch.compile makes both losses and their gradients, at the
+  first run.
 
   Returns:
     a function that makes one step and returns its losses; the operations of a
@@ -175,6 +178,8 @@ def torch_side(
   _, wait = sides.start_torch()
   with FlopCounterMode(display=False) as counter:
     trainer.step(batch)
+  if compiled:
+    sides.compile_methods(trainer, trainer.FIRST_ORDER)
 
   def run():
     losses = trainer.step(batch)
@@ -283,17 +288,22 @@ def run() -> str:
   ]
   state = init(setup)
   step, seconds = jaxseg_side(setup, state)
-  both, flops = [{CASE: step}], 0
+  every, flops, failed = [{CASE: step}], 0, {}
   if with_torch:
     step, flops = torch_side(setup, state)
-    both.append({CASE: step})
+    every.append({CASE: step})
+  if with_torch and FLAGS.compiled:
+    step, _ = torch_side(setup, state, compiled=True)
+    runs, failed = speed.able({CASE: step})
+    every.append(runs)
   on_cpu = jax.default_backend() == 'cpu'
   repeats = FLAGS.repeats or (1 if on_cpu else 10)
-  times = speed.measure(both, FLAGS.rounds, repeats, FLAGS.clock)
+  times = speed.measure(every, FLAGS.rounds, repeats, FLAGS.clock)
   absolute = not on_cpu if FLAGS.absolute is None else FLAGS.absolute
   lines += [
     describe(setup, state, flops),
     speed.table([CASE], times, absolute),
+    *speed.failures(failed),
     speed.compile_table({CASE: seconds}),
   ]
   return '\n\n'.join(line for line in lines if line)

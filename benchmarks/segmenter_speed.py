@@ -10,7 +10,6 @@ process, as in `benchmarks.speed`.
 
 import functools
 import importlib.util
-import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,8 +20,8 @@ import numpy as np
 from absl import app, flags
 
 import jaxseg  # noqa: F401  its XLA flag counts only before JAX starts
-from benchmarks import sides, speed
-from jaxseg import ops, optimizers
+from benchmarks import flops, sides, speed
+from jaxseg import optimizers
 from jaxseg.errors import UserError, friendly
 from jaxseg.losses.segmentation import cross_entropy
 from jaxseg.nets import segmenters
@@ -74,7 +73,8 @@ _NORM = flags.DEFINE_enum(
 )
 # Defined in `benchmarks.speed`.
 for name in (
-  'resolution', 'batch_size', 'rounds', 'repeats', 'dtype', 'clock', 'absolute'
+  'resolution', 'batch_size', 'rounds', 'repeats', 'dtype', 'clock', 'absolute',
+  'compiled',
 ):  # fmt: skip
   flags.declare_key_flag(name)
 FLAGS = flags.FLAGS
@@ -165,41 +165,27 @@ def jaxseg_side(net: segmenters.Net, setup: Setup) -> Side:
     return (params, stats, opt_state), loss
 
   count = sum(x.size for x in jax.tree.leaves(params))
-  flops = forward_flops(module, variables, setup.resolution)
+  operations = forward_flops(module, variables, setup.resolution)
 
   def run():
     nonlocal state
     state, loss = step(state, *batch)
     return jax.block_until_ready((state, loss))[1]
 
-  return Side(f'jaxseg {net.arch}, width {net.width}', run, count, flops)
+  return Side(f'jaxseg {net.arch}, width {net.width}', run, count, operations)
 
 
 def forward_flops(module: Any, variables: Any, resolution: int) -> int:
   """Operations of all convolutions for one image, a multiply-add as two."""
   image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
-  with ops.implementation('lax'):
-    jaxpr = jax.make_jaxpr(module.apply)(variables, image)
-  return _conv_flops(jaxpr.jaxpr)
+  return flops.count(module.apply, variables, image, products=False)
 
 
-def _conv_flops(jaxpr):
-  total = 0
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'conv_general_dilated':
-      kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-      features = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
-      total += 2 * math.prod(out) * math.prod(kernel) // features
-    for inner in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')
-    ):
-      if hasattr(inner, 'jaxpr'):
-        total += _conv_flops(inner.jaxpr)
-  return total
+def torch_side(case: Case, setup: Setup, compiled: bool = False) -> Side:
+  """Builds PyTorch's step; the GPU has finished when a run returns.
 
-
-def torch_side(case: Case, setup: Setup) -> Side:
-  """Builds PyTorch's step; the GPU has finished when a run returns."""
+  With `compiled` torch.compile makes the network's passes, at the first run.
+  """
   import torch
   from torch.utils.flop_counter import FlopCounterMode
 
@@ -211,6 +197,8 @@ def torch_side(case: Case, setup: Setup) -> Side:
   image, label = (sides.to_torch(x, device) for x in make_batch(setup))
   with FlopCounterMode(display=False) as counter, torch.no_grad():
     module.eval()(image[:1])
+  if compiled:
+    module.compile()
   step = torch_segmenters.step(
     module.train(), image, label.long(), setup.dtype, LR, WEIGHT_DECAY
   )
@@ -302,17 +290,26 @@ def measure(
   case: Case,
   setup: Setup,
   with_peer: bool,
+  compiled: bool,
   rounds: int,
   repeats: int,
   clock: str,
-) -> tuple[list[Side], list[list[float]]]:
-  """Measures one case; returns its sides and their milliseconds a step."""
+) -> tuple[list[Side], list[list[float]], str]:
+  """Measures one case.
+
+  Returns:
+    its sides; of each, and of PyTorch compiled if asked for, the milliseconds
+    a step; why torch.compile failed, or ''.
+  """
   both = [jaxseg_side(case.net, setup)]
   if with_peer:
     both.append(torch_side(case, setup))
-  runs = [{'step': side.run} for side in both]
+  runs, failed = [{'step': side.run} for side in both], {}
+  if with_peer and compiled:
+    able, failed = speed.able({'step': torch_side(case, setup, True).run})
+    runs.append(able)
   times = speed.measure(runs, rounds, repeats, clock)
-  return both, [t['step'] for t in times]
+  return both, [t.get('step', []) for t in times], failed.get('step', '')
 
 
 def networks_table(found: dict[str, list[Side]]) -> str:
@@ -347,21 +344,25 @@ def run() -> str:
     check_same() if with_torch else NO_TORCH,
     '' if with_smp else NO_PEER,
   ]
-  found, times = {}, {}
+  found, times, failed = {}, {}, {}
   for name in (name for name in CASES if name in _NETWORKS.value):
     case = CASES[name]
     # Beside a missing package a U-Net would only be measured once more.
     if with_torch and case.peer not in peers:
       continue
-    found[name], times[name] = measure(
-      case, setup, case.peer in peers, FLAGS.rounds, repeats, FLAGS.clock
-    )
+    found[name], times[name], reason = measure(
+      case, setup, case.peer in peers, FLAGS.compiled, FLAGS.rounds, repeats,
+      FLAGS.clock,
+    )  # fmt: skip
+    if reason:
+      failed[name] = reason
   absolute = not on_cpu if FLAGS.absolute is None else FLAGS.absolute
   lines.append(describe(setup))
   if found:
     each = zip(*times.values(), strict=True)
     each = [dict(zip(times, side, strict=True)) for side in each]
-    lines += [speed.table(list(found), each, absolute), networks_table(found)]
+    lines.append(speed.table(list(found), each, absolute))
+    lines += [*speed.failures(failed), networks_table(found)]
   return '\n\n'.join(line for line in lines if line)
 
 

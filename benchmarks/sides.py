@@ -23,6 +23,7 @@ from jaxseg.nets.encoder import Encoder
 # usual 16, so that there are steps with R1 and without path length.
 R1_EVERY, PATH_EVERY = 17, 4
 STEPS = {'gan_step': 1, 'r1_step': R1_EVERY, 'path_step': PATH_EVERY}
+ENCODER = 'encoder_step'
 TTO_BATCHES = {'tto_step_b1': 1, 'tto_step_b8': 8}
 
 Runs = dict[str, Callable[[], Any]]
@@ -111,12 +112,17 @@ def init(setup: Setup) -> tuple[TrainState, Any]:
 
 def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
   """For what runs once and is not timed: compiled fast, not well."""
-  options = {
+  return jax.jit(function, compiler_options=quick_options())
+
+
+def quick_options() -> dict[str, Any] | None:
+  """Options of a compilation that is fast and does not optimise."""
+  if jax.default_backend() != 'cpu':
+    return None
+  return {
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
   }
-  on_cpu = jax.default_backend() == 'cpu'
-  return jax.jit(function, compiler_options=options if on_cpu else None)
 
 
 def perceptual_weights(metric: perceptual.Perceptual, state: TrainState) -> Any:
@@ -142,6 +148,12 @@ def jaxseg_side(
       runs[case] = lambda program=program, values=values: jax.block_until_ready(
         program(*values)
       )
+  if ENCODER in cases:
+    from benchmarks import encoder_sides
+
+    runs[ENCODER], seconds[ENCODER] = encoder_sides.jaxseg_side(
+      setup, state, e_params
+    )
   steps = [case for case in cases if case in STEPS]
   if not steps:
     return runs, seconds
@@ -178,7 +190,10 @@ def timed_compile(
 def jaxseg_inversion(
   setup: Setup, n: int, state: TrainState, e_params: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """One test-time optimisation of n images: a function and its arguments."""
+  """One test-time optimisation of n images: a function and its arguments.
+
+  The function returns the best codes [n, L, D] and their losses [n].
+  """
   g, d_r, _ = semantic_gan.networks(**setup.arguments)
   e = make_encoder(setup)
   metric = perceptual.make(setup.perceptual, d_r)
@@ -294,9 +309,17 @@ def to_torch(x: Any, device: Any) -> Any:
 
 
 def torch_side(
-  setup: Setup, cases: Iterable[str], state: TrainState, e_params: Any
+  setup: Setup,
+  cases: Iterable[str],
+  state: TrainState,
+  e_params: Any,
+  compiled: bool = False,
 ) -> Runs:
-  """Builds PyTorch's runs; the GPU has finished when they return."""
+  """Builds PyTorch's runs; the GPU has finished when they return.
+
+  `compiled` gives all first derivatives to torch.compile, which has no second
+  ones: R1 and path lengths stay eager. The first run of a case compiles it.
+  """
   from benchmarks import torch_steps
 
   device, wait = start_torch()
@@ -304,9 +327,13 @@ def torch_side(
   runs = {}
   for case in cases:
     if case in TTO_BATCHES:
-      runs[case] = _torch_inversion(
-        setup, TTO_BATCHES[case], copy.deepcopy(nets), device, wait
+      runs[case] = torch_inversion(
+        setup, TTO_BATCHES[case], copy.deepcopy(nets), compiled
       )
+  if ENCODER in cases:
+    from benchmarks import encoder_sides
+
+    runs[ENCODER] = encoder_sides.torch_side(setup, state, e_params, compiled)
   steps = [case for case in cases if case in STEPS]
   if not steps:
     return runs
@@ -319,6 +346,8 @@ def torch_side(
   trainer = torch_steps.GanTrainer(
     nets['g'], nets['d_r'], nets['d_m'], setup.arguments['num_classes']
   )
+  if compiled:
+    compile_methods(trainer, trainer.FIRST_ORDER)
 
   def run_step(case):
     trainer.step(batch, r1=case == 'r1_step', path=case == 'path_step')
@@ -329,18 +358,49 @@ def torch_side(
   return runs
 
 
-def _torch_inversion(setup, n, nets, device, wait):
+def compile_methods(owner: Any, names: Iterable[str]) -> None:
+  """Replaces methods of an object by what torch.compile makes of them."""
+  import torch
+
+  for name in names:
+    setattr(owner, name, torch.compile(getattr(owner, name)))
+
+
+def torch_inversion(
+  setup: Setup, n: int, nets: dict[str, Any], compiled: bool = False
+) -> Callable[..., tuple[Any, Any]]:
+  """PyTorch's test-time optimisation of n images.
+
+  Args:
+    setup: see `Setup`.
+    n: images of `make_batch`.
+    nets: of `torch_networks`; they are frozen.
+    compiled: whether torch.compile makes loss and gradient of each step.
+
+  Returns:
+    a function that makes a run and returns the codes and their losses; of the
+    images from `first` to before `last` only, if they are given.
+  """
+  import torch
+
   from benchmarks import torch_steps
 
+  device, wait = start_torch()
   g, e, metric = (
     nets[name].requires_grad_(False) for name in ('g', 'e', 'perceptual')
   )
   target = to_torch(make_batch(setup.arguments, n)['image'], device)
   noise = semantic_gan.fixed_noise(setup.arguments['resolution'])
   noise = [to_torch(x, device) for x in noise]
+  losses = torch_steps.inversion_losses
+  if compiled:
+    losses = torch.compile(losses)
 
-  def run():
-    found = torch_steps.invert(g, e, metric, target, noise, setup.tto_steps)
+  def run(first=0, last=n):
+    part = target[first:last]
+    found = torch_steps.invert(
+      g, e, metric, part, noise, setup.tto_steps, losses=losses
+    )
     wait()
     return found
 

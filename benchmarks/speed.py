@@ -1,4 +1,4 @@
-"""Times jaxseg beside an eager PyTorch counterpart, in one process.
+"""Times jaxseg beside a PyTorch counterpart, in one process.
 
   python -m benchmarks.speed --resolution=64 --batch_size=8 --channel_max=64
 
@@ -21,7 +21,8 @@ from benchmarks import sides
 from jaxseg.errors import UserError, friendly
 
 AMORTISED = 'gan_amortised'
-CASES = (*sides.STEPS, AMORTISED, *sides.TTO_BATCHES)
+CASES = (*sides.STEPS, AMORTISED, sides.ENCODER, *sides.TTO_BATCHES)
+NAMES = ('jaxseg', 'PyTorch', 'PyTorch compiled')
 TOLERANCE = 1e-3
 NO_TORCH = (
   'PyTorch is not installed, so only jaxseg runs; `pip install torch` adds the '
@@ -65,6 +66,9 @@ _ABSOLUTE = flags.DEFINE_bool(
   'absolute', None, 'Also print milliseconds; by default not on CPUs.'
 )
 _CHECK = flags.DEFINE_bool('check', True, 'First compare the outputs.')
+COMPILED = flags.DEFINE_bool(
+  'compiled', False, 'Also PyTorch with torch.compile; that takes minutes.'
+)
 
 # Milliseconds of every round, by case.
 Times = dict[str, list[float]]
@@ -97,7 +101,7 @@ def measure(
   """Runs the sides in turns, case by case.
 
   Args:
-    runs: one dict for each side, same cases.
+    runs: one dict for each side; the first has all cases.
     rounds: measurements of each case and side.
     repeats: runs a measurement.
     clock: 'wall' or 'cpu'.
@@ -108,10 +112,11 @@ def measure(
   now = time.perf_counter if clock == 'wall' else time.process_time
   times = [{case: [] for case in side} for side in runs]
   for case in runs[0]:
-    for side in runs:
+    able = [pair for pair in zip(runs, times, strict=True) if case in pair[0]]
+    for side, _ in able:
       side[case]()  # memory, kernel choice
     for _ in range(rounds):
-      for side, collected in zip(runs, times, strict=True):
+      for side, collected in able:
         start = now()
         for _ in range(repeats):
           side[case]()
@@ -119,8 +124,35 @@ def measure(
   return times
 
 
+def able(runs: sides.Runs) -> tuple[sides.Runs, dict[str, str]]:
+  """Runs each case once, in which torch.compile compiles it.
+
+  Returns:
+    the cases that can be run; for the others the error in one line.
+  """
+  found, failed = {}, {}
+  for case, run in runs.items():
+    try:
+      run()
+      found[case] = run
+    except Exception as error:  # a compiler's, of any kind
+      lines = str(error).strip().splitlines() or ['']
+      failed[case] = f'{type(error).__name__}: {lines[0]}'
+  return found, failed
+
+
+def failures(failed: dict[str, str]) -> list[str]:
+  """A sentence for each case that torch.compile cannot compile."""
+  return [
+    f'torch.compile fails at {case} ({reason}).'
+    for case, reason in failed.items()
+  ]
+
+
 def add_amortised(times: Times) -> None:
   """Adds the mean step of a training run, lazy terms at their usual rate."""
+  if not times.keys() >= sides.STEPS.keys():
+    return
   parts = (times[case] for case in sides.STEPS)
   times[AMORTISED] = [
     plain + (r1 - plain) / 16 + (path - plain) / 4
@@ -133,28 +165,38 @@ def table(cases: list[str], times: list[Times], absolute: bool) -> str:
 
   Args:
     cases: rows.
-    times: of jaxseg and, where it ran, of PyTorch.
+    times: of jaxseg and, where they ran, of the sides in NAMES; the others may
+      lack cases.
     absolute: add the median (least) milliseconds of each side.
   """
-  names = ('jaxseg', 'PyTorch')[: len(times)]
+  names = NAMES[: len(times)]
   header = ['case', *names]
   if absolute:
     header += [f'{name}, ms' for name in names]
   rows = [header, ['---'] * len(header)]
+  ours, *others = times
   for case in cases:
     row = [case, '1']
-    if len(times) > 1:
-      ratios = [b / a for a, b in zip(*(t[case] for t in times), strict=True)]
-      row.append(
-        f'{statistics.median(ratios):.2f} '
-        f'({min(ratios):.2f} to {max(ratios):.2f})'
-      )
+    row += [_ratios(ours[case], side.get(case)) for side in others]
     if absolute:
-      row += [
-        f'{statistics.median(t[case]):.1f} ({min(t[case]):.1f})' for t in times
-      ]
+      row += [_milliseconds(side.get(case)) for side in times]
     rows.append(row)
   return markdown(rows)
+
+
+def _ratios(ours, theirs):
+  """Median (range) of the ratios of each round; a dash without times."""
+  if not theirs:
+    return '–'
+  ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+  return (
+    f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
+  )
+
+
+def _milliseconds(times):
+  """Median (least); a dash without times."""
+  return f'{statistics.median(times):.1f} ({min(times):.1f})' if times else '–'
 
 
 def compile_table(seconds: dict[str, tuple[float, float]]) -> str:
@@ -226,12 +268,16 @@ def run() -> str:
   measured = [case for case in wanted if case != AMORTISED]
   state, e_params = sides.init(setup)
   runs, seconds = sides.jaxseg_side(setup, measured, state, e_params)
-  both = [runs]
+  every, failed = [runs], {}
   if with_torch:
-    both.append(sides.torch_side(setup, measured, state, e_params))
+    every.append(sides.torch_side(setup, measured, state, e_params))
+  if with_torch and COMPILED.value:
+    runs = sides.torch_side(setup, measured, state, e_params, compiled=True)
+    runs, failed = able(runs)
+    every.append(runs)
   on_cpu = jax.default_backend() == 'cpu'
   repeats = _REPEATS.value or (1 if on_cpu else 10)
-  times = measure(both, _ROUNDS.value, repeats, _CLOCK.value)
+  times = measure(every, _ROUNDS.value, repeats, _CLOCK.value)
   if AMORTISED in wanted:
     for side in times:
       add_amortised(side)
@@ -239,6 +285,7 @@ def run() -> str:
   lines += [
     describe(setup),
     table(wanted, times, absolute),
+    *failures(failed),
     compile_table(seconds),
   ]
   return '\n\n'.join(line for line in lines if line)

@@ -163,6 +163,9 @@ class Trainer:
     dtype: 'float32', or 'bfloat16' by automatic mixed precision.
   """
 
+  # What `torch.compile` can have.
+  FIRST_ORDER = ('generator_terms', 'discriminator_loss')
+
   def __init__(
     self,
     nets: dict[str, nn.Module],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jaxseg.ops.upfirdn2d import TAPS
 
 SQRT2 = math.sqrt(2.0)
+FILTER = np.outer(TAPS, TAPS).tolist()
 
 
 def load(module: nn.Module, *trees: Any) -> nn.Module:
@@ -48,11 +49,19 @@ def parameter(*shape: int) -> nn.Parameter:
   return nn.Parameter(torch.zeros(shape))
 
 
-@functools.cache
 def low_pass(gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
   """The filter of `jaxseg.ops.upfirdn2d`, [1, 1, 4, 4], sum `gain`."""
-  kernel = torch.tensor(np.outer(TAPS, TAPS) * gain)[None, None]
-  return kernel.to(device, dtype)
+  # torch.compile makes a constant of it, and has no use for a cache.
+  compiling = torch.compiler.is_compiling()
+  return (_low_pass if compiling else _kept)(gain, dtype, device)
+
+
+def _low_pass(gain, dtype, device):
+  kernel = torch.tensor(FILTER, device=device) * gain
+  return kernel[None, None].to(dtype)
+
+
+_kept = functools.cache(_low_pass)
 
 
 def blur(x: Tensor, padding: int, gain: float = 1.0, stride: int = 1) -> Tensor:

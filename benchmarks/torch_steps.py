@@ -5,7 +5,7 @@ The same passes in the same order as `jaxseg.methods.semantic_gan` and
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,9 @@ class Batch(NamedTuple):
 class GanTrainer:
   """The three networks, their optimisers, the averaged generator."""
 
+  # What has first derivatives only, so that `torch.compile` can have it.
+  FIRST_ORDER = ('draw_fakes', 'd_r_loss', 'd_m_loss', 'g_loss')
+
   def __init__(
     self,
     g: Generator,
@@ -57,8 +60,7 @@ class GanTrainer:
     """One step of all networks; returns the generator's loss."""
     n = batch.unlabelled.shape[0]
     real_label, valid = signed_one_hot(batch.label, self.num_classes)
-    with torch.no_grad():
-      fake, fake_label = self.g(*self.draw_codes(n))
+    fake, fake_label = self.draw_fakes(n)
     self.update_d_r(batch.unlabelled, fake, r1)
     self.update_d_m(batch.image, real_label, fake, fake_label * valid, r1)
     loss = self.update_g(batch.image, real_label, valid, n, path)
@@ -69,6 +71,11 @@ class GanTrainer:
         1 - 0.5 ** (n / 10_000),
       )
     return loss
+
+  @torch.no_grad()
+  def draw_fakes(self, n: int) -> tuple[Tensor, Tensor]:
+    """Images and label logits of fresh codes, for both discriminators."""
+    return self.g(*self.draw_codes(n))
 
   def draw_codes(self, n: int) -> tuple[Tensor, list[Tensor]]:
     """W+ codes [n, L, D] of fresh z, some with two styles; noise maps."""
@@ -88,12 +95,15 @@ class GanTrainer:
 
   def update_d_r(self, real: Tensor, fake: Tensor, r1: bool) -> None:
     """Logistic loss; with `r1` also the penalty."""
-    real_loss = F.softplus(-self.d_r(real)).mean()
-    fake_loss = F.softplus(self.d_r(fake)).mean()
-    (real_loss + fake_loss).backward()
+    self.d_r_loss(real, fake).backward()
     if r1:
       (10 / 2 * 16 * r1_penalty(self.d_r, real)).backward()
     self.update(self.d_r)
+
+  def d_r_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+    """Logistic loss of real and fake images."""
+    real_loss = F.softplus(-self.d_r(real)).mean()
+    return real_loss + F.softplus(self.d_r(fake)).mean()
 
   def update_d_m(
     self,
@@ -104,20 +114,26 @@ class GanTrainer:
     r1: bool,
   ) -> None:
     """Hinge loss over scales; with `r1` also the penalty."""
-    m = image.shape[0]
-    outputs = self.d_m(
-      torch.cat([image, fake[:m]]), torch.cat([label, fake_label]), update=True
-    )
-    scores = [scale[-1] for scale in outputs]
-    real_loss = mean(F.relu(1 - s[:m]).mean() for s in scores)
-    fake_loss = mean(F.relu(1 + s[m:]).mean() for s in scores)
-    ((real_loss + fake_loss) / 2).backward()
+    self.d_m_loss(image, label, fake, fake_label).backward()
     if r1:
       score = lambda *pair: sum(
         scale[-1].mean((1, 2, 3)) for scale in self.d_m(*pair)
       )
       (10 / 2 * 16 * r1_penalty(score, image, label)).backward()
     self.update(self.d_m)
+
+  def d_m_loss(
+    self, image: Tensor, label: Tensor, fake: Tensor, fake_label: Tensor
+  ) -> Tensor:
+    """Hinge loss of real and fake pairs."""
+    m = image.shape[0]
+    outputs = self.d_m(
+      torch.cat([image, fake[:m]]), torch.cat([label, fake_label]), update=True
+    )
+    scores = [scale[-1] for scale in outputs]
+    real_loss = mean([F.relu(1 - s[:m]).mean() for s in scores])
+    fake_loss = mean([F.relu(1 + s[m:]).mean() for s in scores])
+    return (real_loss + fake_loss) / 2
 
   def update_g(
     self, image: Tensor, label: Tensor, valid: Tensor, n: int, path: bool
@@ -126,18 +142,7 @@ class GanTrainer:
     # No gradients of the discriminators' weights.
     self.d_r.requires_grad_(False)
     self.d_m.requires_grad_(False)
-    fake, fake_label = self.g(*self.draw_codes(n))
-    adversarial = F.softplus(-self.d_r(fake)).mean()
-    m = image.shape[0]
-    fake_maps = self.d_m(fake[:m].detach(), fake_label[:m] * valid)
-    with torch.no_grad():
-      real_maps = self.d_m(image, label)
-    hinge = mean(-scale[-1].mean() for scale in fake_maps)
-    matching = mean(
-      sum(F.l1_loss(f, r) for f, r in zip(fs[:-1], rs[:-1], strict=True))
-      for fs, rs in zip(fake_maps, real_maps, strict=True)
-    )
-    loss = adversarial + hinge + 2.0 * matching
+    loss = self.g_loss(image, label, valid, n)
     loss.backward()
     if path:
       self.path_penalty(max(1, n // 2)).backward()
@@ -145,6 +150,25 @@ class GanTrainer:
     self.d_r.requires_grad_(True)
     self.d_m.requires_grad_(True)
     return loss.detach()
+
+  def g_loss(
+    self, image: Tensor, label: Tensor, valid: Tensor, n: int
+  ) -> Tensor:
+    """Adversarial losses and feature matching of n fresh images."""
+    fake, fake_label = self.g(*self.draw_codes(n))
+    adversarial = F.softplus(-self.d_r(fake)).mean()
+    m = image.shape[0]
+    fake_maps = self.d_m(fake[:m].detach(), fake_label[:m] * valid)
+    with torch.no_grad():
+      real_maps = self.d_m(image, label)
+    hinge = mean([-scale[-1].mean() for scale in fake_maps])
+    matching = mean(
+      [
+        sum([F.l1_loss(f, r) for f, r in zip(fs[:-1], rs[:-1], strict=True)])
+        for fs, rs in zip(fake_maps, real_maps, strict=True)
+      ]
+    )
+    return adversarial + hinge + 2.0 * matching
 
   def path_penalty(self, n: int) -> Tensor:
     """2 * 4 * the squared deviation of path lengths from their mean."""
@@ -156,9 +180,8 @@ class GanTrainer:
     return 8 * (lengths - new_mean).square().mean()
 
 
-def mean(values: Iterable[Tensor]) -> Tensor:
+def mean(values: list[Tensor]) -> Tensor:
   """Mean of scalars."""
-  values = list(values)
   return sum(values) / len(values)
 
 
@@ -194,6 +217,24 @@ def path_lengths(image: Tensor, w_plus: Tensor, y: Tensor) -> Tensor:
   return grad.square().sum(2).mean(1).sqrt()
 
 
+def inversion_losses(
+  g: Generator,
+  e: Encoder,
+  perceptual: PerceptualVGG | PerceptualDiscriminator,
+  target: Tensor,
+  wanted: list[Tensor],
+  noise: list[Tensor],
+  w: Tensor,
+) -> Tensor:
+  """What `invert` minimises, [N]; `wanted` are the target's features."""
+  image, _ = g(w, noise, label=False)
+  loss = perceptual.distance(perceptual.features(image), wanted)
+  loss = loss + 0.1 * (image - target).square().mean((1, 2, 3))
+  with torch.no_grad():
+    natural = e(image)
+  return loss + 1e-3 * (w - natural).square().mean((1, 2))
+
+
 def invert(
   g: Generator,
   e: Encoder,
@@ -202,6 +243,7 @@ def invert(
   noise: list[Tensor],
   steps: int,
   lr: float = 0.1,
+  losses: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
   """Optimises the W+ codes of images, from the encoder's guess on.
 
@@ -213,6 +255,7 @@ def invert(
     noise: maps [1 or N, 1, h, w], not optimised.
     steps: Adam steps.
     lr: constant learning rate.
+    losses: `inversion_losses`, or the same compiled.
 
   Returns:
     the best codes [N, L, D] and their losses [N].
@@ -223,13 +266,8 @@ def invert(
   w.requires_grad_(True)
   adam = torch.optim.Adam([w], lr=lr, fused=True)
 
-  def losses():
-    image, _ = g(w, noise, label=False)
-    loss = perceptual.distance(perceptual.features(image), wanted)
-    loss = loss + 0.1 * (image - target).square().mean((1, 2, 3))
-    with torch.no_grad():
-      natural = e(image)
-    return loss + 1e-3 * (w - natural).square().mean((1, 2))
+  losses = losses or inversion_losses
+  models = g, e, perceptual, target, wanted, noise
 
   best_w = w.detach().clone()
   best_loss = torch.full((len(w),), torch.inf, device=w.device)
@@ -240,11 +278,11 @@ def invert(
     best_loss.copy_(torch.where(better, loss, best_loss))
 
   for _ in range(steps):
-    loss = losses()
+    loss = losses(*models, w)
     (w.grad,) = torch.autograd.grad(loss.sum(), w)
     with torch.no_grad():
       keep_better(loss)
     adam.step()
   with torch.no_grad():
-    keep_better(losses())
+    keep_better(losses(*models, w))
   return best_w, best_loss
