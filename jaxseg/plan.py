@@ -203,6 +203,7 @@ def _how(named, exact, compiled):
   )
   return [
     f'Compiled for {named.count} CPU devices, as {lacks}: memory, memory '
-    'traffic and exchange are those of the CPU program, times those of '
-    f'{named.chip.name}.'
+    'traffic and exchange are those of the CPU program (which, unlike those of '
+    'accelerators, reduces the parts of a gradient one by one), the times '
+    f'those of {named.chip.name}.'
   ]
