@@ -5,7 +5,8 @@ so is everything else that a loss reports: metrics and batch statistics. Where a
 loss is a mean over images the step is that of the whole batch. Parts count
 alike, however many of their pixels are void, and what looks at several images
 at once sees those of its part: the Dice loss, batch normalisation, the running
-mean of path lengths.
+mean of path lengths, and the neighbours whose boxes UniMatch and the first
+stage of BCP show.
 
 Part i of k holds the images i, i + k, i + 2k, ...: every device keeps its own
 images, and groups of D_r's minibatch standard deviation, images n / g apart,
