@@ -7,8 +7,8 @@ __version__ = '0.1.0'
 _xla_flags.set_for_cpu()
 
 
-def load(workdir: str):
+def load(workdir: str, checkpoint: str = 'newest'):
   """Opens a trained workdir; see `jaxseg.workdir.load`."""
   from jaxseg import workdir as workdirs
 
-  return workdirs.load(workdir)
+  return workdirs.load(workdir, checkpoint=checkpoint)

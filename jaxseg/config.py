@@ -21,6 +21,7 @@ from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError, friendly
 
 WORKERS_PER_CORE = 8
+NOT_SCORED = ('semantic_gan',)  # methods that only generate
 
 
 def default() -> ConfigDict:
@@ -123,8 +124,15 @@ def default() -> ConfigDict:
   c.eval.report_images = 12  # rows of each split in the HTML report
 
   c.mesh = ConfigDict()
-  c.mesh.data = -1  # devices that share a batch; -1: all local devices
+  # Devices that share a batch; -1: all, of all processes.
+  c.mesh.data = -1
+  # Devices that share what is large of the parameters and of the optimiser's
+  # state; 1: each holds all.
   c.mesh.model = 1
+
+  # Seconds without a finished step after which a process that stands still
+  # ends itself with code 7; 0: never.
+  c.hang_timeout = 300.0
 
   c.compilation_cache = 'auto'  # 'auto': user cache folder; '': off; or a path
   return c.lock()
@@ -152,8 +160,13 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   c.label = ''  # the name in tables; '': the stage's name
   c.log_every = 50
   c.checkpoint_every = 500
-  c.keep_checkpoints = 2
+  c.keep_checkpoints = 2  # the newest so many
+  # And so many with the highest mIoU on the validation images, which are then
+  # scored at every checkpoint; 0: none are.
+  c.keep_best = 0
   c.picture_every = 500
+  # Steps in one program: fewer calls, for small networks on fast devices.
+  c.steps_per_dispatch = 1
   signature = inspect.signature(methods.METHODS[method].make)
   c.args = ConfigDict(
     {
@@ -218,10 +231,27 @@ def check(config: ConfigDict) -> None:
         f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
       )
     _check_same_input(config, name)
+    _check_dispatch(f'config.{name}', fields)
     method_check = getattr(methods.METHODS[fields.method], 'check', None)
     if method_check:
       method_check(f'config.{name}', fields, config.data)
   _check_numbers(config, 'config')
+
+
+def _check_dispatch(where: str, fields: ConfigDict) -> None:
+  """Nothing is due in the middle of a program; what scores can predict."""
+  steps = fields.steps_per_dispatch
+  for name in ('total_steps', 'log_every', 'checkpoint_every', 'picture_every'):
+    if fields[name] % max(1, steps):
+      raise UserError(
+        f'{where}.{name} is {fields[name]}, must be a multiple of '
+        f'{where}.steps_per_dispatch, {steps}.'
+      )
+  if fields.keep_best and fields.method in NOT_SCORED:
+    raise UserError(
+      f'{where}.keep_best is {fields.keep_best}, but {fields.method} labels no '
+      'images, so no checkpoint is the best; set it to 0.'
+    )
 
 
 def _check_same_input(config: ConfigDict, name: str) -> None:
@@ -250,7 +280,13 @@ def _check_same_input(config: ConfigDict, name: str) -> None:
   alike = lambda field, value: (
     'batch' if (field, value) == ('norm', 'frozen') else value
   )
-  for field in set(here) - {'dtype', 'dropout', 'joint_norm', 'weights'}:
+  for field in set(here) - {
+    'dtype',
+    'dropout',
+    'joint_norm',
+    'remat',
+    'weights',
+  }:
     if alike(field, here[field]) != alike(field, there[field]):
       raise UserError(
         f'config.{name}.args.net.{field} is {here[field]!r}, but that of its '
@@ -299,7 +335,10 @@ def check_data(data: ConfigDict) -> None:
     )
 
 
-_AT_LEAST_ONE = ('total_steps', 'batch_size', 'log_every', 'keep_checkpoints')
+_AT_LEAST_ONE = (
+  'total_steps', 'batch_size', 'log_every', 'keep_checkpoints', 'model',
+  'steps_per_dispatch',
+)  # fmt: skip
 _MAY_BE_NEGATIVE = ('mesh.data',)
 _PAIRS = ('.percentiles', '.window', '.cutmix_area')
 

@@ -351,6 +351,10 @@ def _define_flags(to=flags.FLAGS):
   define(several, 'ood_sources', None, 'A further set to score: NAME=SOURCE.')
   define(several, 'ood_classes', None, 'Its classes: NAME:theirs=ours,...')
   define(flags.DEFINE_bool, 'refine', None, 'Score test-time optimisation.')
+  define(
+    flags.DEFINE_string, 'checkpoint', 'newest',
+    'Which: newest, best (where config.STAGE.keep_best is set), or a step.',
+  )  # fmt: skip
   define(flags.DEFINE_bool, 'overwrite', False, 'Do everything anew.')
   whole = flags.DEFINE_integer
   define(whole, 'max_images', None, 'At most so many images a split; 0: all.')
@@ -376,7 +380,8 @@ def main(argv: list[str]) -> None:
     output = Path(args.workdir) / 'evaluation'
     try:
       evaluate(
-        workdir.load(args.workdir), source, splits, config, output,
+        workdir.load(args.workdir, checkpoint=args.checkpoint), source,
+        splits, config, output,
         args.systems, overwrite=args.overwrite,
       )  # fmt: skip
     except KeyboardInterrupt:

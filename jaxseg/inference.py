@@ -248,7 +248,9 @@ def predict_images(
 
 def _mesh(data):
   """The training's mesh, or what this machine has instead of it."""
-  return parallel.make_mesh(data if 0 < data <= jax.device_count() else -1)
+  devices = jax.local_devices()
+  data = data if 0 < data <= len(devices) else -1
+  return parallel.make_mesh(data, devices=devices)
 
 
 def _planes(probabilities):

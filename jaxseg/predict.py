@@ -275,6 +275,10 @@ def _define_flags(to=flags.FLAGS):
   define(string, 'images', None, 'Folder of images and volumes.')
   define(string, 'output', None, 'Folder for masks and overlays.')
   define(string, 'stage', None, 'Stage that labels; default: one that refines.')
+  define(
+    string, 'checkpoint', 'newest',
+    'Which: newest, best (where config.STAGE.keep_best is set), or a step.',
+  )  # fmt: skip
   define(flags.DEFINE_bool, 'refine', True, 'Use test-time optimisation.')
   define(
     flags.DEFINE_list, 'window', None,
@@ -310,7 +314,7 @@ def main(argv: list[str]) -> int:
       if not args[name].value:
         raise UserError(f'--{name} is missing; add --{name}=FOLDER')
     predict_files.list_files(Path(args.images))  # before the slow part
-    trained = workdir.load(args.workdir)
+    trained = workdir.load(args.workdir, checkpoint=args.checkpoint)
     if args.window:
       _show_window(trained.config, args.window)
     bad = predict_folder(

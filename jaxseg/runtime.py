@@ -3,11 +3,20 @@
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
-from jaxseg import writers
+from jaxseg import hosts, writers
+from jaxseg.errors import UserError
+from jaxseg.resources import NotEnough
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 
 class Interrupted(Exception):
@@ -16,10 +25,24 @@ class Interrupted(Exception):
   exit_code = 75  # what schedulers take as: start me again
 
 
+class Locked(UserError):
+  """Another process trains in this workdir."""
+
+  exit_code = 5
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[list]:
-  """Yields a list that a signal appends its name to; a second one kills."""
+  """Yields a list that a signal appends its name to; a second one kills.
+
+  With several processes signals are agreed upon instead, see
+  `hosts.preempted`, and the list stays empty.
+  """
   stop = []
+  if hosts.several():
+    hosts.pass_on_interrupts()
+    yield stop
+    return
 
   def handler(number, frame):
     del frame
@@ -50,3 +73,43 @@ def use_compilation_cache(folder: str) -> None:
     folder = os.path.join(cache, 'jaxseg', 'xla')
   if folder:
     jax.config.update('jax_compilation_cache_dir', folder)
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps other processes from training in the same workdir.
+
+  The system gives the lock back when this process ends, however it ends. Where
+  the file system knows no locks there is none. Of several processes that train
+  together the first has it.
+
+  Raises:
+    Locked: names the process that has it.
+  """
+  if not hosts.primary():
+    yield
+    return
+  path = Path(workdir) / '.lock'
+  try:
+    file = path.open('a+')
+  except OSError as error:
+    raise NotEnough(
+      f'--workdir={workdir} cannot be written ({error.strerror}), expected a '
+      'folder where you may write; choose another.'
+    ) from error
+  with file:
+    try:
+      if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise Locked(
+        f'--workdir={workdir} is in use by {file.read().strip() or "another"}; '
+        'wait for that training, stop it, or choose another workdir.'
+      ) from None
+    except OSError:
+      pass  # no locks here
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield

@@ -2,28 +2,27 @@
 
   python -m jaxseg.train --config=configs/quickstart.py --workdir=runs/digits
 
-Run the same command again to continue where it stopped.
+Run the same command again to continue where it stopped. On clusters see
+launch/; `--plan` tells what a training needs, and starts none.
 """
 
-import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from clu import parameter_overview
 from ml_collections import ConfigDict, config_flags
 
+import jaxseg
 from jaxseg import (
   checkpoints,
   evaluate,
+  hosts,
   parallel,
+  resources,
   runtime,
-  visualize,
   writers,
 )
 from jaxseg import (
@@ -32,21 +31,33 @@ from jaxseg import (
 from jaxseg.config import check, parse_flags
 from jaxseg.data import pipeline, sources
 from jaxseg.data import splits as data_splits
-from jaxseg.data.formats.images import write_atomically
 from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
-from jaxseg.method import Batch, Method, TrainState
-from jaxseg.methods import perceptual, segmenting_checks
+from jaxseg.method import Batch, TrainState
+from jaxseg.methods import accumulation, perceptual, segmenting_checks
+from jaxseg.stage import train_stage
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
 _EVALUATE = flags.DEFINE_bool('evaluate', True, 'Evaluate at the end.')
-
-
-class Diverged(UserError):
-  """A loss became nan or infinite."""
-
-  exit_code = 6
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', '', 'HOST:PORT of process 0, where several train together.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 0, 'How many there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', -1, 'Which this is, from 0.')
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Let JAX find the other processes (TPU pods, Slurm).'
+)
+_PLAN = flags.DEFINE_bool('plan', False, 'Tell what it needs; train nothing.')
+_DEVICES = flags.DEFINE_string(
+  'devices', '', 'Of --plan: KIND:COUNT, e.g. tpu-v5e:64, gpu-h100:8, cpu:2.'
+)
+_CLASSES = flags.DEFINE_integer(
+  'classes', None, 'Of --plan, where the data are not here.', lower_bound=2
+)
+_PLAN_COMPILE = flags.DEFINE_bool(
+  'plan_compile', True, 'Of --plan: compile; else lower bounds, faster.'
+)
 
 
 class Data:
@@ -62,30 +73,51 @@ class Data:
       self.source, self.splits, config.data, folder / 'data_problems.csv'
     )
     data_splits.refuse_other(folder / 'splits.json', self.splits)
+    for stage in config.stages:
+      if config[stage].keep_best and not self.splits.val:
+        raise UserError(
+          f'config.{stage}.keep_best is {config[stage].keep_best}, but '
+          f'{self.source.name} has no validation images; set '
+          'config.data.val_fraction, or keep_best to 0.'
+        )
 
   @property
   def num_classes(self) -> int:
     return len(self.source.class_names)
 
-  def batches(self, config: ConfigDict, stage: str, start_step: int):
+  def batches(
+    self, config: ConfigDict, stage: str, start_step: int, retries: int, mesh
+  ):
     fields = config[stage]
+    index, count = parallel.share(mesh)
     return pipeline.train_batches(
       self.source, self.splits, config,
       batch_size=fields.batch_size,
       unlabelled_batch_size=fields.unlabelled_batch_size,
-      # Each stage sees its own order.
-      seed=config.seed + config.stages.index(stage),
+      # Each stage sees its own order, and another one at each retry.
+      seed=config.seed + config.stages.index(stage) + 1_000_003 * retries,
       start_step=start_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=index,
+      process_count=count,
     )  # fmt: skip
 
-  def picture_batch(self, config: ConfigDict) -> Batch:
+  def picture_batch(self, config: ConfigDict, mesh) -> Batch:
     """The eight images that every sample grid shows."""
     ids = self.splits.val or self.splits.labelled
     ids = ids[:: max(1, len(ids) // 8)][:8]  # sets may be sorted by class
     batch = next(pipeline.eval_batches(self.source, ids, config, len(ids)))
-    return {name: jnp.asarray(batch[name]) for name in ('image', 'label')}
+    batch = {name: batch[name] for name in ('image', 'label')}
+    return jax.device_put(batch, parallel.replicated(mesh))
+
+  def validation_batches(self, config: ConfigDict, mesh):
+    """Yields the validation images with their labels, padded with void."""
+    devices = mesh.shape['data']
+    size = min(config.eval.batch_size, len(self.splits.val))
+    size = -(-size // devices) * devices
+    ids = self.splits.val
+    for batch in pipeline.eval_batches(self.source, ids, config, size):
+      image = jax.device_put(batch['image'], parallel.over_data(mesh))
+      yield batch | {'image': image}
 
 
 def train(
@@ -93,24 +125,21 @@ def train(
 ) -> None:
   """Trains every stage that is not finished, then evaluates.
 
+  Every process of a training calls it with the same arguments.
+
   Args:
     config: see `jaxseg.config`.
-    workdir: created when missing.
+    workdir: created when missing; seen by all processes.
     evaluate_after: whether to score config.eval.splits at the end.
 
   Raises:
     UserError: bad input, found before anything is trained.
     Interrupted: stopped by a signal, after saving.
-    Diverged: a loss is no longer finite; the last good checkpoint stays.
+    Diverged: losses are no longer finite; the last good checkpoint stays.
   """
   check(config)
   config = perceptual.resolve_kinds(config)
-  mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
-  for stage in config.stages:
-    for field in ('batch_size', 'unlabelled_batch_size'):
-      parallel.check_batch_size(
-        f'config.{stage}.{field}', config[stage][field], mesh
-      )
+  mesh = make_mesh(config)
   check_weights(config, workdir)
   runtime.use_compilation_cache(config.compilation_cache)
   try:
@@ -120,37 +149,93 @@ def train(
       f'--workdir={workdir} cannot be made ({error.strerror}), expected a '
       'folder in a place where you may write; choose another.'
     ) from error
+  with runtime.locked(workdir), runtime.interruptible() as stop:
+    data = prepare(config, workdir, mesh)
+    train_stages(config, workdir, data, mesh, stop)
+    if evaluate_after:
+      evaluate_stages(config, workdir, data)
+
+
+def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """Returns the mesh of all processes' devices.
+
+  Raises:
+    UserError: more devices than there are; a batch that they cannot share.
+  """
+  mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+  if hosts.several() and mesh.size != jax.device_count():
+    raise UserError(
+      f'config.mesh is data {mesh.shape["data"]} x model '
+      f'{mesh.shape["model"]}, but the {jax.process_count()} processes have '
+      f'{jax.device_count()} devices, and all must take part; set '
+      'config.mesh.data=-1.'
+    )
+  for stage in config.stages:
+    for field in ('batch_size', 'unlabelled_batch_size'):
+      parallel.check_batch_size(
+        f'config.{stage}.{field}', config[stage][field], mesh,
+        accumulation.parts_of(config[stage]),
+      )  # fmt: skip
+  return mesh
+
+
+def prepare(config: ConfigDict, workdir: str, mesh) -> Data:
+  """Opens and checks all that the training needs; writes the workdir's head.
+
+  Raises:
+    UserError: as `train`.
+  """
   workdirs.refuse_other_config(workdir, config)
   data = Data(config, workdir)
+  hosts.refuse_unlike({
+    'the config': config.to_json_best_effort(),
+    'jaxseg': jaxseg.__version__,
+    'jax': jax.__version__,
+    'the data': f'{data.splits.hash} {data.source.class_names}',
+  })  # fmt: skip
   check_transfers(config, data.num_classes)
+  check_resources(config, workdir, data.num_classes, mesh)
   evaluate.resolve_splits(data.splits, config.eval.splits)
   # Only now: what was refused must not tie the workdir to its config.
-  workdirs.save_config(workdir, config)
-  data_splits.save_splits(Path(workdir) / 'splits.json', data.splits)
-  workdirs.save_classes(workdir, data.source.class_names, data.source.palette)
+  if hosts.primary():
+    workdirs.save_config(workdir, config)
+    data_splits.save_splits(Path(workdir) / 'splits.json', data.splits)
+    workdirs.save_classes(workdir, data.source.class_names, data.source.palette)
+  hosts.wait('workdir')
+  processes = jax.process_count()
   writers.say(
     f'{data.source.name}: {len(data.splits.labelled)} labelled, '
     f'{len(data.splits.unlabelled)} unlabelled images, '
     f'{data.num_classes} classes; {mesh.size} x {jax.devices()[0].device_kind}'
+    f'{f" in {processes} processes" if processes > 1 else ""}'
   )
+  return data
+
+
+def train_stages(config, workdir, data, mesh, stop) -> None:
+  """Trains every stage that is not finished."""
   # Of the other stages nothing stays on the devices.
   wanted = {config[stage].init_from for stage in config.stages}
   finished: dict[str, TrainState] = {}
-  with runtime.interruptible() as stop:
-    for stage in config.stages:
-      start = time.monotonic()
-      try:
-        state = train_stage(config, stage, workdir, data, mesh, finished, stop)
-        if stage in wanted:
-          finished[stage] = state
-        del state
-      finally:
+  for stage in config.stages:
+    start = time.monotonic()
+    try:
+      state = train_stage(config, stage, workdir, data, mesh, finished, stop)
+      if stage in wanted:
+        finished[stage] = state
+      del state
+    finally:
+      if hosts.primary():
         workdirs.add_seconds(workdir, stage, time.monotonic() - start)
-  if evaluate_after:
-    trained = workdirs.load(workdir)
-    evaluate.evaluate(
-      trained, data.source, data.splits, config, Path(workdir) / 'evaluation'
-    )
+
+
+def evaluate_stages(config, workdir, data) -> None:
+  """Scores all stages, on process 0; the others wait."""
+  trained = workdirs.load(workdir)
+  if hosts.primary():
+    output = Path(workdir) / 'evaluation'
+    evaluate.evaluate(trained, data.source, data.splits, config, output)
+  hosts.wait('evaluation')
 
 
 def check_weights(config: ConfigDict, workdir: str) -> None:
@@ -186,195 +271,43 @@ def check_transfers(config: ConfigDict, num_classes: int) -> None:
       workdirs.abstract_state(config, stage, num_classes)
 
 
-def train_stage(
-  config: ConfigDict,
-  stage: str,
-  workdir: str,
-  data: Data,
-  mesh: jax.sharding.Mesh,
-  finished: dict[str, TrainState],
-  stop: list,
-) -> TrainState:
-  """Runs one stage from its newest checkpoint, or from its start."""
-  fields = config[stage]
-  method = workdirs.make_method(config, stage, data.num_classes)
-  sharding = parallel.replicated(mesh)
-  folder = workdirs.checkpoint_folder(workdir, stage)
-  with (
-    jax.set_mesh(mesh),
-    checkpoints.manager(folder, fields.keep_checkpoints) as ckpts,
-  ):
-    state = start_state(
-      config, stage, method, data, ckpts, sharding, finished, folder.parent
-    )
-    first_step = int(state.step)
-    if first_step >= fields.total_steps:
-      return state
-    with contextlib.closing(
-      writers.create(Path(workdir) / stage, first_step)
-    ) as writer:
-      loop = Loop(config, stage, workdir, method, data, mesh, writer, ckpts)
-      return loop.run(state, stop)
+def check_resources(
+  config: ConfigDict, workdir: str, num_classes: int, mesh
+) -> None:
+  """Refuses what the disk or the memory cannot hold.
 
-
-def start_state(
-  config, stage, method, data, ckpts, sharding, finished, folder
-) -> TrainState:
-  """Own checkpoint > final state of `init_from` > fresh."""
-  if ckpts.latest_step() is not None:
-    like = workdirs.abstract_state(config, stage, data.num_classes)
-    state, _ = checkpoints.restore(ckpts, checkpoints.abstract(like, sharding))
-    step, total = int(state.step), config[stage].total_steps
-    verb = 'finished at' if step >= total else 'continues from'
-    writers.say(f'{stage}: {verb} step {step}')
-    return state
-  rng = jax.random.fold_in(
-    jax.random.key(config.seed), config.stages.index(stage)
-  )
-  init = jax.jit(method.init, out_shardings=sharding)
-  previous = finished.get(config[stage].init_from)
-  state = init(rng, previous)
-  if method.pretrained:
-    state = jax.device_put(method.pretrained(state, previous), sharding)
-  overview = parameter_overview.get_parameter_overview(state.params)
-  write_atomically(Path(folder) / 'parameters.txt', overview.encode())
-  sizes = ', '.join(
-    f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}'
-    for name, tree in state.params.items()
-  )
-  writers.say(f'{stage}: parameters {sizes}')
-  return state
-
-
-class Loop:
-  """The loop of one stage: steps, records, pictures, checkpoints."""
-
-  def __init__(
-    self, config, stage, workdir, method: Method, data, mesh, writer, ckpts
-  ):
-    self.config, self.stage, self.fields = config, stage, config[stage]
-    self.workdir, self.data, self.mesh = workdir, data, mesh
-    self.writer, self.ckpts = writer, ckpts
-    sharding = parallel.replicated(mesh)
-    self.step = jax.jit(
-      watched(method.train_step),
-      donate_argnums=(0, 1),
-      out_shardings=sharding,
-    )
-    self.pictures = method.pictures and jax.jit(
-      method.pictures, out_shardings=sharding
-    )
-    self.picture_batch = data.picture_batch(config)
-
-  def run(self, state: TrainState, stop: list) -> TrainState:
-    """Returns the state after total_steps; raises as `train` does."""
-    fields, first = self.fields, int(state.step)
-    progress = writers.Progress(
-      self.stage, fields.total_steps,
-      fields.batch_size + fields.unlabelled_batch_size, first,
+  Raises:
+    NotEnough: says what is missing.
+  """
+  needs, sizes = {}, {}
+  for stage in config.stages:
+    state = workdirs.abstract_state(config, stage, num_classes)
+    shardings = parallel.state_shardings(state, mesh)
+    size = checkpoints.num_bytes(state)
+    fields = config[stage]
+    needs[stage] = size, fields.keep_checkpoints + fields.keep_best + 1
+    sizes[stage] = checkpoints.num_bytes(
+      jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype),
+        state, shardings,
+      )
     )  # fmt: skip
-    with contextlib.closing(
-      self.data.batches(self.config, self.stage, first)
-    ) as batches:
-      return self.run_steps(state, stop, batches, progress)
-
-  def run_steps(self, state, stop, batches, progress) -> TrainState:
-    fields, first = self.fields, int(state.step)
-    bad = jax.device_put(
-      jnp.full((), -1, jnp.int32), parallel.replicated(self.mesh)
-    )
-    for step in range(first + 1, fields.total_steps + 1):
-      batch = parallel.put_batch(next(batches), self.mesh)
-      state, bad, metrics = self.step(state, bad, batch)
-      last = step == fields.total_steps
-      if step == first + 1:
-        jax.block_until_ready(metrics)
-        progress.mark(step)  # compilation is over
-      if itstime(step, fields.log_every, last):
-        self.log(step, bad, metrics, progress)
-      if stop or itstime(step, fields.checkpoint_every, last):
-        with progress.pause():
-          self.save(state, bad, metrics, batches)
-      if itstime(step, fields.picture_every, last):
-        with progress.pause():
-          self.draw(step, state)
-      if stop:
-        self.ckpts.wait_until_finished()
-        raise runtime.Interrupted(
-          f'{stop[0]} at {self.stage} step {step}: saved. Run the same command '
-          'again to continue.'
-        )
-    self.ckpts.wait_until_finished()
-    return state
-
-  def log(self, step, bad, metrics, progress) -> None:
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    self.check_finite(bad, values)
-    self.writer.write_scalars(step, values)
-    shown = {k: v for k, v in values.items() if k not in ('r1', 'r1_m', 'path')}
-    writers.say(progress.line(step, shown))
-
-  def check_finite(self, bad, values) -> None:
-    """Stops when a step since the last check had a loss that is not finite."""
-    if int(bad) < 0:
-      return
-    terms = [k for k, v in values.items() if not np.isfinite(v)]
-    self.ckpts.wait_until_finished()
-    good = self.ckpts.latest_step()
-    raise Diverged(
-      f'{self.stage} diverged at step {int(bad)}: '
-      f'{", ".join(terms) or "a loss"} is not finite. The last good checkpoint '
-      f'is {"the start" if good is None else f"of step {good}"}; lower '
-      f'the learning rates in config.{self.stage}.args'
-      f'{" (or raise r1_gamma)" if "r1_gamma" in self.fields.args else ""} and '
-      'train in a new workdir.'
-    )
-
-  def save(self, state, bad, metrics, batches) -> None:
-    """Never saves a state that holds nan: the one before stays the newest."""
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    self.check_finite(bad, values)
-    if not bool(all_finite(state.params)):
-      bad = state.step
-      self.check_finite(bad, {'the updated parameters': np.nan})
-    self.writer.flush()
-    checkpoints.save(self.ckpts, state, batches.state())
-
-  def draw(self, step, state) -> None:
-    if not self.pictures:
-      return
-    images = jax.device_get(self.pictures(state, self.picture_batch))
-    palette = self.data.source.palette
-    grid = visualize.grid(
-      [
-        visualize.colorize(x, palette) if x.ndim == 3 else x
-        for x in images.values()
-      ]
-    )
-    self.writer.write_images(step, {'samples': grid})
+  resources.check_disk(workdir, needs)
+  here = jax.process_index()
+  count = sum(device.process_index == here for device in mesh.devices.flat)
+  resources.check_memory(sizes, count, resources.memory())
 
 
-def watched(train_step):
-  """`train_step` that also carries the first step with a nan or infinity."""
+def tell_plan() -> None:
+  """Prints what the flags ask for, see `jaxseg.plan`."""
+  from jaxseg import plan
 
-  def step(state, bad, batch):
-    state, metrics = train_step(state, batch)
-    finite = jnp.stack([jnp.isfinite(v).all() for v in metrics.values()]).all()
-    bad = jnp.where((bad < 0) & ~finite, state.step, bad)
-    return state, bad, metrics
-
-  return step
-
-
-@jax.jit
-def all_finite(tree) -> jax.Array:
-  """Whether every number of a tree is finite."""
-  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
-def itstime(step: int, every: int, last: bool) -> bool:
-  """True every `every` steps and at the last; never when `every` is 0."""
-  return every > 0 and (step % every == 0 or last)
+  if not _DEVICES.value:
+    raise UserError('--devices is missing, e.g. --plan --devices=tpu-v5e:64.')
+  config = perceptual.resolve_kinds(_CONFIG.value)
+  writers.say(
+    plan.report(config, _DEVICES.value, _CLASSES.value, _PLAN_COMPILE.value)
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -384,13 +317,21 @@ def main(argv: list[str]) -> None:
       raise UserError(f'unknown argument {argv[1]!r}; see --help.')
     if _CONFIG.value is None:
       raise UserError('--config is missing, e.g. configs/quickstart.py.')
+    if _PLAN.value:
+      tell_plan()
+      return
     if not _WORKDIR.value:
       raise UserError('--workdir is missing, e.g. --workdir=runs/digits.')
-    try:
-      train(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
-    except runtime.Interrupted as error:
-      writers.say(str(error))
-      sys.exit(error.exit_code)
+    hosts.start(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+      _DISTRIBUTED.value,
+    )  # fmt: skip
+    with hosts.leaving_together():
+      try:
+        train(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
+      except runtime.Interrupted as error:
+        writers.say(str(error))
+        sys.exit(error.exit_code)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoints, parallel
+from jaxseg import checkpoints, hosts, parallel
 from jaxseg.config import default
 from jaxseg.config import stage as default_stage
 from jaxseg.data import fit
@@ -28,12 +28,13 @@ from jaxseg.methods import METHODS
 # Fields that may differ when a run is continued: they change neither the
 # model nor what a step computes.
 FREE_FIELDS = (
-  'eval.', 'mesh.', 'compilation_cache', 'data.cache', 'data.workers',
+  'eval.', 'mesh.', 'compilation_cache', 'hang_timeout', 'data.cache',
+  'data.workers',
   'data.max_bad_fraction', 'data.data_dir', 'data.ood_',
 )  # fmt: skip
 FREE_STAGE_FIELDS = (
   'total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
-  'picture_every', 'label',
+  'keep_best', 'picture_every', 'steps_per_dispatch', 'label',
 )  # fmt: skip
 
 
@@ -121,15 +122,23 @@ def checkpoint_folder(workdir: str | os.PathLike, stage: str) -> Path:
   return Path(workdir) / stage / 'checkpoints'
 
 
-def load(workdir: str | os.PathLike, stages: tuple[str, ...] = ()) -> Trained:
-  """Opens a trained workdir.
+def load(
+  workdir: str | os.PathLike,
+  stages: tuple[str, ...] = (),
+  checkpoint: str = 'newest',
+) -> Trained:
+  """Opens a trained workdir; a training may be going on in it.
+
+  Where several processes train, all must call it; each gets a copy of its own.
 
   Args:
     workdir: as given to the training command.
     stages: only these; (): every stage that has a checkpoint.
+    checkpoint: 'newest'; 'best': that with the highest validation mIoU, of
+      stages with `keep_best`, and the newest of others; or a step.
 
   Raises:
-    UserError: not a workdir, an unknown stage, or no checkpoint at all.
+    UserError: not a workdir, an unknown stage or checkpoint, or none at all.
   """
   config = _lpips_from_checkpoint(load_config(workdir))
   names, palette = load_classes(workdir)
@@ -139,27 +148,46 @@ def load(workdir: str | os.PathLike, stages: tuple[str, ...] = ()) -> Trained:
       f'{workdir} has no stage {unknown[0]!r}; its stages are '
       f'{", ".join(config.stages)}.'
     )
-  sharding = parallel.replicated(parallel.make_mesh(1, 1))
   found = {}
   for stage in stages or config.stages:
-    folder = checkpoint_folder(workdir, stage)
-    if not folder.is_dir():
-      continue
-    with checkpoints.manager(folder, config[stage].keep_checkpoints) as ckpts:
-      if ckpts.latest_step() is None:
-        continue
-      like = abstract_state(config, stage, len(names))
-      state, _ = checkpoints.restore(
-        ckpts, checkpoints.abstract(like, sharding)
-      )
-    method = make_method(config, stage, len(names))
-    found[stage] = Stage(method, state, config[stage].label or stage)
+    state = _load_state(workdir, config, stage, len(names), checkpoint)
+    if state is not None:
+      method = make_method(config, stage, len(names))
+      found[stage] = Stage(method, state, config[stage].label or stage)
   if not found:
     raise UserError(
       f'{workdir} holds no checkpoint yet; train first: python -m '
       f'jaxseg.train --config=... --workdir={workdir}'
     )
   return Trained(config, names, palette, found)
+
+
+def _load_state(workdir, config, stage, num_classes, checkpoint):
+  """A stage's state on this process's first device; None: there is none."""
+  folder = checkpoint_folder(workdir, stage)
+  if not folder.is_dir():
+    return None
+  mesh = parallel.make_mesh() if hosts.several() else parallel.make_mesh(1)
+  fields = config[stage]
+  with checkpoints.Checkpoints(
+    folder, fields.keep_checkpoints, fields.keep_best, read_only=True
+  ) as ckpts:
+    if ckpts.latest_step() is None:
+      return None
+    step = None
+    if checkpoint == 'best' and fields.keep_best:
+      step = ckpts.best_step()
+    elif checkpoint not in ('best', 'newest'):
+      step = int(checkpoint) if checkpoint.isdigit() else -1
+    if step is not None and step not in ckpts.steps():
+      raise UserError(
+        f'{folder} has no checkpoint {checkpoint!r}, expected newest, best or '
+        f'one of {", ".join(map(str, ckpts.steps()))}.'
+      )
+    like = abstract_state(config, stage, num_classes)
+    like = checkpoints.abstract(like, parallel.replicated(mesh))
+    state, _ = ckpts.restore(like, step)
+  return hosts.own(state) if hosts.several() else state
 
 
 def _lpips_from_checkpoint(config):

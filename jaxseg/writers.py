@@ -23,7 +23,9 @@ from jaxseg import visualize
 from jaxseg.data.formats import images as image_files
 
 
-def create(workdir_stage: str | os.PathLike, first_step: int = 0) -> 'Writer':
+def create(
+  workdir_stage: str | os.PathLike, first_step: int = 0, write: bool = True
+) -> 'Writer | NoWriter':
   """Opens the records of a stage, made if need be.
 
   What an earlier, interrupted run wrote after `first_step` is dropped, so the
@@ -33,12 +35,24 @@ def create(workdir_stage: str | os.PathLike, first_step: int = 0) -> 'Writer':
     workdir_stage: folder of the stage; gets metrics.jsonl, samples/ and
       TensorBoard's event files.
     first_step: finished steps of the state that is resumed; 0: a new run.
+    write: False: of a process that is not to write; nothing is opened.
   """
-  return Writer(workdir_stage, first_step)
+  return Writer(workdir_stage, first_step) if write else NoWriter()
+
+
+class NoWriter:
+  """Has the methods of a `Writer` and writes nothing."""
+
+  def __getattr__(self, name: str):
+    return lambda *args, **kwargs: None
 
 
 class Writer:
-  """Writes scalars, images, texts and hyperparameters of one stage."""
+  """Writes scalars, images, texts and hyperparameters of one stage.
+
+  A disk that is full, or gone, stops no training: what cannot be written is
+  told of once; numbers are kept in memory and written when there is room.
+  """
 
   def __init__(self, workdir_stage: str | os.PathLike, first_step: int = 0):
     # Imported late: it loads torch where that is installed, which is slow.
@@ -48,7 +62,9 @@ class Writer:
     self._folder.mkdir(parents=True, exist_ok=True)
     path = self._folder / 'metrics.jsonl'
     truncate_jsonl(path, first_step)
-    self._jsonl = path.open('a', encoding='utf-8')
+    self._jsonl = path.open('ab', buffering=0)
+    self._pending = b''  # lines that could not be written yet
+    self._told = False
     self._tensorboard = SummaryWriter(
       str(self._folder),
       purge_step=first_step + 1,
@@ -65,10 +81,10 @@ class Writer:
     line = {'step': int(step)}
     for name, value in scalars.items():
       value = _number(value)
-      self._tensorboard.add_scalar(name, value, int(step))
+      self._event('add_scalar', name, value, int(step))
       line[name] = value if math.isfinite(value) else None
-    self._jsonl.write(json.dumps(line) + '\n')
-    self._jsonl.flush()
+    self._pending += (json.dumps(line) + '\n').encode()
+    self._write_pending()
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes pictures as samples/NAME_STEP.png and to TensorBoard.
@@ -89,13 +105,14 @@ class Writer:
       )
       stem = re.sub(r'[^\w.-]+', '_', name)
       file = f'{stem}_{int(step):07d}.png'
-      visualize.write_png(self._folder / 'samples' / file, image)
-      self._tensorboard.add_image(name, image, int(step), dataformats='HWC')
+      with self._forgiving():
+        visualize.write_png(self._folder / 'samples' / file, image)
+      self._event('add_image', name, image, int(step), dataformats='HWC')
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes Markdown texts to TensorBoard."""
     for name, text in texts.items():
-      self._tensorboard.add_text(name, text, int(step))
+      self._event('add_text', name, text, int(step))
 
   def write_histograms(
     self,
@@ -105,8 +122,8 @@ class Writer:
   ) -> None:
     """Writes histograms to TensorBoard, of 30 buckets unless told."""
     for name, array in arrays.items():
-      self._tensorboard.add_histogram(
-        name, np.asarray(array, np.float64), int(step),
+      self._event(
+        'add_histogram', name, np.asarray(array, np.float64), int(step),
         bins=(num_buckets or {}).get(name, 30),
       )  # fmt: skip
 
@@ -123,16 +140,54 @@ class Writer:
 
   def flush(self) -> None:
     """Brings everything to the disk; call it before a checkpoint."""
-    self._jsonl.flush()
-    os.fsync(self._jsonl.fileno())
-    self._tensorboard.flush()
+    self._write_pending()
+    with self._forgiving():
+      os.fsync(self._jsonl.fileno())
+    with self._forgiving():
+      self._tensorboard.flush()
 
   def close(self) -> None:
     """Flushes and closes; may be called twice."""
     if not self._jsonl.closed:
       self.flush()
       self._jsonl.close()
-      self._tensorboard.close()
+      with self._forgiving():
+        self._tensorboard.close()
+
+  def _write_pending(self):
+    """Writes whole lines or nothing."""
+    with self._forgiving():
+      size = os.fstat(self._jsonl.fileno()).st_size
+      try:
+        written = self._jsonl.write(self._pending)
+      except OSError:
+        written = 0
+        raise
+      finally:
+        if written < len(self._pending):
+          os.ftruncate(self._jsonl.fileno(), size)
+        else:
+          self._pending = b''
+
+  def _event(self, method, *args, **kwargs):
+    """Adds to TensorBoard's file, unless its thread has died of the disk."""
+    worker = self._tensorboard.file_writer.event_writer._worker
+    if worker.is_alive():  # else its queue would fill, and this would wait
+      getattr(self._tensorboard, method)(*args, **kwargs)
+    else:
+      self._tell('its TensorBoard file cannot be written')
+
+  @contextlib.contextmanager
+  def _forgiving(self):
+    try:
+      yield
+    except OSError as error:
+      self._tell(error.strerror or str(error))
+
+  def _tell(self, problem):
+    if not self._told:
+      self._told = True
+      say(f'{self._folder}: {problem}; training goes on, records may be late')
 
 
 def truncate_jsonl(path: str | os.PathLike, last_step: int) -> None:

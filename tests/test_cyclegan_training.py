@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg import predict, runtime, train, workdir
+from jaxseg import loop, predict, runtime, train, workdir
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH, POOL = 32, 40, 3
@@ -69,18 +69,18 @@ def straight(folder, tmp_path_factory):
 def test_continued_after_a_signal_is_bit_for_bit_the_same(
   folder, straight, tmp_path, monkeypatch
 ):
-  log = train.Loop.log
+  log = loop.Loop.log
 
   def log_and_signal(self, step, *args):
     log(self, step, *args)
     if step == 12:
       signal.raise_signal(signal.SIGTERM)
 
-  monkeypatch.setattr(train.Loop, 'log', log_and_signal)
+  monkeypatch.setattr(loop.Loop, 'log', log_and_signal)
   config = get_config(folder)
   with pytest.raises(runtime.Interrupted, match='step 12'):
     train.train(config, str(tmp_path), evaluate_after=False)
-  monkeypatch.setattr(train.Loop, 'log', log)
+  monkeypatch.setattr(loop.Loop, 'log', log)
   train.train(config, str(tmp_path), evaluate_after=False)
   one, other = (
     workdir.load(path).stages['cyclegan'].state for path in (straight, tmp_path)

@@ -15,9 +15,11 @@ import tiny_config
 from PIL import Image
 
 from jaxseg import config as jaxseg_config
-from jaxseg import runtime, train, writers
+from jaxseg import guard, loop, runtime, train, writers
 from jaxseg import workdir as workdirs
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
+from jaxseg.resources import NotEnough
+from jaxseg.stage import Diverged
 
 ROOT = Path(__file__).parents[1]
 STAGES = ('gan', 'encoder', 'unet')
@@ -147,7 +149,7 @@ def unet_config(folder, **changes):
 def test_signal_saves_and_says_how_to_continue(
   folder, straight, tmp_path, monkeypatch, name
 ):
-  log = train.Loop.log
+  log = loop.Loop.log
 
   def log_and_signal(self, step, *args):
     log(self, step, *args)
@@ -161,37 +163,173 @@ def test_signal_saves_and_says_how_to_continue(
     os.symlink(
       straight / stage / 'checkpoints', tmp_path / stage / 'checkpoints'
     )
-  monkeypatch.setattr(train.Loop, 'log', log_and_signal)
+  monkeypatch.setattr(loop.Loop, 'log', log_and_signal)
   with pytest.raises(runtime.Interrupted, match='step 3.*again to continue'):
     run(config, tmp_path, evaluate_after=False)
-  monkeypatch.setattr(train.Loop, 'log', log)
+  monkeypatch.setattr(loop.Loop, 'log', log)
   assert (tmp_path / 'unet' / 'checkpoints' / '3').is_dir()
   run(config, tmp_path, evaluate_after=False)
   name = 'unet/metrics.jsonl'
   assert (tmp_path / name).read_text() == (straight / name).read_text()
 
 
-def test_nan_stops_with_step_and_term_and_keeps_the_good_one(
-  folder, tmp_path, monkeypatch
-):
+def poison(monkeypatch, bad):
+  """Makes every `bad`-th batch drawn, and those it says, hold nan."""
   put_batch = train.parallel.put_batch
   seen = []
 
-  def poisoned(batch, mesh):
+  def poisoned(batch, mesh, **kwargs):
     seen.append(1)
-    if len(seen) == 4:
+    if bad(len(seen)):
       batch = {**batch, 'image': np.full_like(batch['image'], np.nan)}
-    return put_batch(batch, mesh)
+    return put_batch(batch, mesh, **kwargs)
 
   monkeypatch.setattr(train.parallel, 'put_batch', poisoned)
-  with pytest.raises(train.Diverged) as caught:
+
+
+def test_nan_in_one_batch_costs_one_step(folder, tmp_path, monkeypatch, capsys):
+  poison(monkeypatch, lambda n: n == 4)
+  run(unet_config(folder), tmp_path, evaluate_after=False)
+  lines = (tmp_path / 'unet' / 'metrics.jsonl').read_text().splitlines()
+  lost = [json.loads(line)['ce'] is None for line in lines]
+  assert lost == [False, False, False, True, False, False]
+  told = capsys.readouterr().out
+  assert 'unet step 4: ce, dice not finite, the step was left out' in told
+  state = workdirs.load(tmp_path).stages['unet'].state
+  assert int(state.step) == 6 and bool(guard.all_finite(state.params))
+
+
+def test_nan_for_ever_goes_back_three_times_and_keeps_the_good_one(
+  folder, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(loop, 'MAX_SKIPPED', 2)
+  poison(monkeypatch, lambda n: n >= 4)
+  seeds = []
+  train_batches = train.pipeline.train_batches
+
+  def drawn(*args, seed, **kwargs):
+    seeds.append(seed)
+    return train_batches(*args, seed=seed, **kwargs)
+
+  monkeypatch.setattr(train.pipeline, 'train_batches', drawn)
+  with pytest.raises(Diverged) as caught:
     run(unet_config(folder), tmp_path)
   message = str(caught.value)
-  assert 'step 4' in message and 'ce' in message and 'step 2' in message
+  # Step 4 had no effect, but what it began with was fine and is saved.
+  assert 'step 6' in message and 'ce' in message and 'of step 4' in message
   assert caught.value.exit_code == 6
+  assert 'back to step 4, with the data in another order (3 of 3' in (
+    capsys.readouterr().out
+  )
+  assert len(set(seeds)) == 4
   state = workdirs.load(tmp_path).stages['unet'].state
-  assert int(state.step) == 2
-  assert bool(train.all_finite(state.params))
+  assert int(state.step) == 4
+  assert bool(guard.all_finite(state.params))
+
+
+def test_a_state_that_went_bad_is_not_saved(folder, tmp_path, monkeypatch):
+  finite, asked = guard.all_finite, []
+
+  def once(tree):
+    asked.append(1)
+    return finite(tree) if len(asked) != 2 else False
+
+  monkeypatch.setattr(guard, 'all_finite', once)
+  run(unet_config(folder), tmp_path, evaluate_after=False)
+  # Steps 2, 4 (bad: back to 2), 4, 6.
+  assert len(asked) == 4
+  state = workdirs.load(tmp_path).stages['unet'].state
+  assert int(state.step) == 6
+  expected = [1, 2, 3, 4, 5, 6]
+  lines = (tmp_path / 'unet' / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == expected
+
+
+def test_several_steps_in_one_program_are_those_one_by_one(folder, tmp_path):
+  lines = {}
+  for steps in (1, 3):
+    c = unet_config(
+      folder, steps_per_dispatch=steps, log_every=3, checkpoint_every=6
+    )
+    run(c, tmp_path / str(steps), evaluate_after=False)
+    path = tmp_path / str(steps) / 'unet' / 'metrics.jsonl'
+    lines[steps] = [json.loads(x) for x in path.read_text().splitlines()]
+  assert [x['step'] for x in lines[3]] == [3, 6]
+  for one, other in zip(lines[1], lines[3], strict=True):
+    np.testing.assert_allclose(
+      list(one.values()), list(other.values()), rtol=1e-4
+    )
+
+
+def test_the_best_on_validation_is_kept(folder, tmp_path, monkeypatch):
+  scores = iter([0.2, 0.9, 0.4])
+  score = loop.Loop.score
+  found = []
+
+  def scored(self, state):
+    found.append(score(self, state))
+    return next(scores)
+
+  monkeypatch.setattr(loop.Loop, 'score', scored)
+  config = unet_config(folder, keep_best=1, keep_checkpoints=1)
+  with config.unlocked():
+    config.data.val_fraction = 0.3
+  run(config, tmp_path, evaluate_after=False)
+  assert all(0 <= value <= 1 for value in found) and len(found) == 3
+  folders = (tmp_path / 'unet' / 'checkpoints').iterdir()
+  assert {int(p.name) for p in folders} == {4, 6}
+  steps = {
+    which: int(workdirs.load(tmp_path, (), which).stages['unet'].state.step)
+    for which in ('newest', 'best', '4')
+  }
+  assert steps == {'newest': 6, 'best': 4, '4': 4}
+  with pytest.raises(UserError, match="no checkpoint '5', expected .* 4, 6"):
+    workdirs.load(tmp_path, (), '5')
+  lines = (tmp_path / 'unet' / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(x)['val_miou'] for x in lines if 'val_miou' in x] == found
+
+
+def test_the_best_needs_validation_images(folder, tmp_path):
+  c = unet_config(folder, keep_best=1)
+  c.data.val_fraction = 0.0
+  with pytest.raises(UserError, match='no validation images.*val_fraction'):
+    run(c, tmp_path)
+  assert not (tmp_path / 'unet').exists()
+
+
+def test_data_that_vanish_cost_no_step(folder, tmp_path, monkeypatch):
+  batches = train.Data.batches
+
+  class Ending:
+    def __init__(self, real):
+      self.real, self.left = real, 3
+      self.state, self.close = real.state, real.close
+
+    def __next__(self):
+      self.left -= 1
+      if self.left < 0:
+        raise DataError('image.png: gone, expected an image; put it back')
+      return next(self.real)
+
+  monkeypatch.setattr(
+    train.Data, 'batches', lambda *args: Ending(batches(*args))
+  )
+  with pytest.raises(DataError, match=r'image\.png'):
+    run(unet_config(folder), tmp_path)
+  assert int(workdirs.load(tmp_path).stages['unet'].state.step) == 3
+
+
+def test_a_second_training_of_the_workdir_is_refused(folder, tmp_path):
+  with runtime.locked(tmp_path):
+    with pytest.raises(runtime.Locked, match='in use by process'):
+      run(unet_config(folder), tmp_path)
+
+
+def test_disk_and_memory_are_checked_before(folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(train.resources, 'memory', lambda: 1000)
+  with pytest.raises(NotEnough, match='unet needs at least'):
+    run(unet_config(folder), tmp_path)
+  assert not (tmp_path / 'config.json').exists()
 
 
 def test_workdir_of_another_config_is_refused(folder, straight):
@@ -220,6 +358,9 @@ def test_workdir_of_another_config_is_refused(folder, straight):
     ('encoder.init_from', 'unet', "init_from is 'unet'.*earlier stage"),
     ('eval.splits', ('tset',), 'tset.*test'),
     ('mesh.data', 999, '999'),
+    ('mesh.model', 0, 'mesh.model is 0.*at least 1'),
+    ('unet.steps_per_dispatch', 4, 'total_steps is 6.*steps_per_dispatch, 4'),
+    ('gan.keep_best', 1, 'semantic_gan labels no images'),
   ],
 )
 def test_bad_config_is_one_sentence_before_training(
@@ -371,21 +512,8 @@ def test_settings_of_another_version_are_told(field):
 
 
 def test_itstime():
-  assert [s for s in range(1, 8) if train.itstime(s, 3, s == 7)] == [3, 6, 7]
-  assert not train.itstime(7, 0, True)
-
-
-def test_watched_remembers_the_first_bad_step():
-  class State:
-    step = jax.numpy.asarray(5)
-
-  step = lambda value: lambda state, batch: (State, {'loss': value})
-  bad = jax.numpy.asarray(-1)
-  assert int(train.watched(step(1.0))(None, bad, None)[1]) == -1
-  bad = train.watched(step(np.inf))(None, bad, None)[1]
-  assert int(bad) == 5
-  State.step = jax.numpy.asarray(6)
-  assert int(train.watched(step(np.nan))(None, bad, None)[1]) == 5
+  assert [s for s in range(1, 8) if loop.itstime(s, 3, s == 7)] == [3, 6, 7]
+  assert not loop.itstime(7, 0, True)
 
 
 def test_default_config_is_locked():

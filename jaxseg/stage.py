@@ -1,0 +1,151 @@
+"""One stage: where it starts, its loop, and its way back when it diverges."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoints, hosts, parallel, writers
+from jaxseg import workdir as workdirs
+from jaxseg.data.formats.images import write_atomically
+from jaxseg.errors import UserError
+from jaxseg.loop import Loop, Run, Spoilt
+from jaxseg.method import TrainState
+from jaxseg.watchdog import Watchdog
+
+MAX_RETRIES = 3  # times that a stage goes back to a checkpoint
+
+
+class Diverged(UserError):
+  """A stage gave nothing finite any more, however often it was tried."""
+
+  exit_code = 6
+
+
+def train_stage(
+  config: ConfigDict,
+  stage: str,
+  workdir: str,
+  data,
+  mesh: jax.sharding.Mesh,
+  finished: dict[str, TrainState],
+  stop: list,
+) -> TrainState:
+  """Runs one stage from its newest checkpoint, or from its start.
+
+  Args:
+    config: the experiment's.
+    stage: its name.
+    workdir: of the experiment.
+    data: `train.Data`.
+    mesh: of all devices.
+    finished: final states of earlier stages.
+    stop: see `runtime.interruptible`.
+
+  Where it gives nothing finite any more it goes back to the checkpoint, and on
+  in another order of the data, with other random numbers.
+  """
+  fields = config[stage]
+  method = workdirs.make_method(config, stage, data.num_classes)
+  like = workdirs.abstract_state(config, stage, data.num_classes)
+  shardings = parallel.state_shardings(like, mesh)
+  like = checkpoints.abstract(like, shardings)
+  folder = workdirs.checkpoint_folder(workdir, stage)
+  name = str(jax.process_index())
+  retries = 0
+  with (
+    jax.set_mesh(mesh),
+    checkpoints.Checkpoints(
+      folder, fields.keep_checkpoints, fields.keep_best
+    ) as ckpts,
+    Watchdog(config.hang_timeout, workdir, name) as watchdog,
+  ):
+    run = Run(
+      config, stage, Path(workdir), method, data, mesh, shardings, ckpts,
+      watchdog, stop,
+    )  # fmt: skip
+    while True:
+      state, stored = start_state(run, like, finished)
+      if int(state.step) >= fields.total_steps:
+        return state
+      if retries > stored:
+        state = reseeded(state, retries)
+      retries = max(retries, stored)
+      try:
+        return Loop(run, retries).run(state)
+      except Spoilt as spoilt:
+        del state
+        with watchdog.pause():
+          retries = retry(run, spoilt, retries)
+
+
+def retry(run: Run, spoilt: Spoilt, retries: int) -> int:
+  """Returns how often the stage will have gone back now.
+
+  Raises:
+    Diverged: it did so too often.
+  """
+  run.ckpts.wait()
+  good = run.ckpts.latest_step()
+  back = 'the start' if good is None else f'step {good}'
+  args = run.config[run.stage].args
+  told = (
+    f'{run.stage} diverged at step {spoilt.step}: '
+    f'{", ".join(spoilt.terms) or "a loss"} is not finite'
+  )
+  if retries == MAX_RETRIES:
+    raise Diverged(
+      f'{told}, and so it was after going back {MAX_RETRIES} times. The last '
+      f'good checkpoint is {"the start" if good is None else f"of {back}"}; '
+      f'lower the learning rates in config.{run.stage}.args'
+      f'{" (or raise r1_gamma)" if "r1_gamma" in args else ""} and train in a '
+      'new workdir.'
+    )
+  writers.say(
+    f'{told}; back to {back}, with the data in another order '
+    f'({retries + 1} of {MAX_RETRIES} times)'
+  )
+  return retries + 1
+
+
+def reseeded(state: TrainState, retries: int) -> TrainState:
+  """The same state with other random numbers to come."""
+  fold = jax.jit(jax.random.fold_in, out_shardings=state.rng.sharding)
+  return state.replace(rng=fold(state.rng, np.uint32(2**31 + retries)))
+
+
+def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
+  """Own checkpoint > final state of `init_from` > fresh; and its retries."""
+  config, stage, method = run.config, run.stage, run.method
+  if run.ckpts.latest_step() is not None:
+    state, data = run.ckpts.restore(like)
+    step, total = int(state.step), config[stage].total_steps
+    verb = 'finished at' if step >= total else 'continues from'
+    writers.say(f'{stage}: {verb} step {step}')
+    return state, data.get('retries', 0)
+  rng = jax.random.fold_in(
+    jax.random.key(config.seed), config.stages.index(stage)
+  )
+  init = jax.jit(
+    lambda bits, previous: method.init(
+      jax.random.wrap_key_data(bits), previous
+    ),
+    out_shardings=run.shardings,
+  )
+  previous = finished.get(config[stage].init_from)
+  # As NumPy array, which belongs to no device of one process.
+  state = init(np.asarray(jax.random.key_data(rng)), previous)
+  if method.pretrained:
+    state = jax.device_put(method.pretrained(state, previous), run.shardings)
+  if hosts.primary():
+    overview = parameter_overview.get_parameter_overview(state.params)
+    folder = run.workdir / stage
+    write_atomically(folder / 'parameters.txt', overview.encode())
+  sizes = ', '.join(
+    f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}'
+    for name, tree in state.params.items()
+  )
+  writers.say(f'{stage}: parameters {sizes}')
+  return state, 0
