@@ -149,7 +149,7 @@ def make(
   diffaugment_policy: str = '',  # e.g. 'translation,cutout'; '': off
   truncation: float = 0.7,  # psi of sample()
   # Memory.
-  remat: bool = False,  # compute blocks anew for the gradient; a third slower
+  remat: bool = False,  # compute blocks anew for the gradient: less memory
   accumulate: int = 1,  # parts of a batch, see jaxseg/methods/accumulation.py
 ) -> Method:
   """The GAN stage; see the signature for what each argument does.

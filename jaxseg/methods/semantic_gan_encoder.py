@@ -61,7 +61,7 @@ def make(
   refine_lambda_encoder: float = 1e-3,  # lambda_2 of the paper
   refine_noise: bool = True,  # optimise the noise maps too
   # Memory.
-  remat: bool = False,  # compute blocks anew for the gradient; a third slower
+  remat: bool = False,  # compute blocks anew for the gradient: less memory
   accumulate: int = 1,  # parts of a batch, see jaxseg/methods/accumulation.py
 ) -> Method:
   """The encoder stage on a frozen generator; `refine` is "Ours".
