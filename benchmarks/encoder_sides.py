@@ -21,8 +21,13 @@ from jaxseg.nets.stylegan2 import make_noise
 Run = Callable[[], dict[str, Any]]
 
 
-def make_method(setup: sides.Setup) -> Method:
-  """The encoder stage whose widths go with those of the generator."""
+def make_method(setup: sides.Setup, **changes: Any) -> Method:
+  """The encoder stage whose widths go with those of the generator.
+
+  Args:
+    setup: see `sides.Setup`.
+    **changes: other arguments of the stage's `make`.
+  """
   a = dict(setup.arguments)
   sizes = {k: a.pop(k) for k in ('num_classes', 'resolution', 'channels')}
   return semantic_gan_encoder.make(
@@ -34,6 +39,7 @@ def make_method(setup: sides.Setup) -> Method:
     perceptual_kind=setup.perceptual,
     optimizer='adam',
     dtype=a['dtype'],
+    **changes,
   )
 
 

@@ -39,6 +39,9 @@ _BATCHES = flags.DEFINE_list(
 _MEASURE = flags.DEFINE_integer(
   'measure', 128, 'Largest side at which steps are timed; 0: none.'
 )
+_REMAT = flags.DEFINE_bool(
+  'remat', False, 'Compute blocks anew for the gradient: less memory.'
+)
 _DEVICES = flags.DEFINE_list(
   'devices', [], 'Numbers of devices to share a batch; without sizes.'
 )
@@ -78,17 +81,20 @@ def make_step(
     resolution, width, FLAGS.channel_multiplier, FLAGS.dtype
   )
   if name == 'unet':
-    net = Net(width=sides.narrow(width), norm='batch', dtype=FLAGS.dtype)
+    net = Net(
+      width=sides.narrow(width), norm='batch', dtype=FLAGS.dtype,
+      remat=_REMAT.value,
+    )  # fmt: skip
     method = supervised.make(
       num_classes=arguments['num_classes'], resolution=resolution, channels=3,
       total_steps=1, net=net, optimizer=Optimizer(),
     )  # fmt: skip
     return method, lambda key: method.init(key, None)
-  gan = semantic_gan.make(**arguments)
+  gan = semantic_gan.make(**arguments, remat=_REMAT.value)
   if name == 'gan':
     return gan, gan.init
   setup = sides.Setup(arguments, perceptual='discriminator')
-  encoder = encoder_sides.make_method(setup)
+  encoder = encoder_sides.make_method(setup, remat=_REMAT.value)
   return encoder, lambda key: encoder.init(key, gan.init(key))
 
 
@@ -222,7 +228,7 @@ def within(
 def over_devices() -> str:
   """The table of numbers of devices."""
   counts = [int(n) for n in _DEVICES.value]
-  rows = [['step', *(f'{n} devices' for n in counts)]]
+  rows = [['step', *(f'over {n}' for n in counts)]]
   rows.append(['---'] + ['--:'] * len(counts))
   for name in _STEPS.value:
     runs = sharded_runs(name, counts)
@@ -285,8 +291,9 @@ def run() -> str:
     jax.config.update('jax_num_cpu_devices', max(counts))
   shape = f'batch {FLAGS.batch_size}, {FLAGS.resolution} px, ' if counts else ''
   sentence = (
-    f'{shape}widest layer {FLAGS.channel_max}, {FLAGS.dtype}, {FLAGS.clock} '
-    f'time, {FLAGS.rounds} rounds; {speed.machine()}'
+    f'{shape}widest layer {FLAGS.channel_max}, {FLAGS.dtype}, '
+    f'{"with" if _REMAT.value else "without"} remat, {FLAGS.clock} time, '
+    f'{FLAGS.rounds} rounds; {speed.machine()}'
   )
   return f'{sentence}\n\n{over_devices() if counts else over_sizes()}'
 
