@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from benchmarks import faults_checkpoints, faults_training
+from benchmarks import faults_checkpoints, faults_resume, faults_training
 from jaxseg.errors import UserError, friendly
 
 _CASES = flags.DEFINE_list('cases', None, 'Some of those listed; default: all.')
@@ -27,7 +27,7 @@ _TRIALS = flags.DEFINE_integer(
 )
 _SCRATCH = flags.DEFINE_string('scratch', '', 'Folder for what is destroyed.')
 
-CASES = faults_checkpoints.CASES | faults_training.CASES
+CASES = faults_checkpoints.CASES | faults_training.CASES | faults_resume.CASES
 
 
 def run(name: str, scratch: Path, trials: int) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from benchmarks import faults_config
 from jaxseg import workdir as workdirs
@@ -28,7 +29,7 @@ class Training:
   def __init__(self, folder: Path, *more: str, processes: int = 1, run='run'):
     if not (folder / 'data').exists():
       faults_config.write_squares(folder / 'data')
-    self.folder, self.workdir = folder, folder / run
+    self.workdir = folder / run
     start = [sys.executable, '-m']
     command = [
       *start, 'jaxseg.train',
@@ -39,10 +40,11 @@ class Training:
       launcher = [f'--processes={processes}', '--grace=60', '--']
       command = [*start, 'launch.local', *launcher, *command]
     env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
-    self.log = (folder / 'log.txt').open('a+')
-    self.process = subprocess.Popen(
-      command, cwd=ROOT, env=env, stdout=self.log, stderr=subprocess.STDOUT
-    )
+    self.log = folder / f'log_{len(list(folder.glob("log_*")))}.txt'
+    with self.log.open('w') as log:
+      self.process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+      )
 
   def wait(self, seconds: float = 10 * MINUTES) -> int:
     """Returns the exit code."""
@@ -67,7 +69,7 @@ class Training:
 
   def said(self) -> str:
     """All that was printed."""
-    return (self.folder / 'log.txt').read_text()
+    return self.log.read_text()
 
   def losses(self) -> list[dict]:
     """The lines of metrics.jsonl."""
@@ -215,10 +217,9 @@ def data_changed(folder: Path, trials: int) -> str:
   training.reach(4)
   training.process.send_signal(signal.SIGTERM)
   training.wait()
-  for kind in ('images', 'labels'):
-    path = folder / 'data' / kind
-    shutil.copy(path / '00.png', path / '99.png')
-  assert Training(folder).wait() == 2
+  Image.new('L', (32, 32), 7).save(folder / 'data' / 'images' / '99.png')
+  training = Training(folder)
+  assert training.wait() == 2 and '99' in training.said(), training.said()
   return 'refused: the splits are no longer those of the workdir'
 
 
