@@ -87,7 +87,7 @@ def flips(folder: Path, trials: int) -> str:
   sizes = [p.stat().st_size for p in paths]
   fell_back = harmless = 0
   for trial in range(trials or 1000):
-    copy = shutil.copytree(folder / 'good', folder / 'copy')
+    copy = shutil.copytree(folder / 'good', folder / 'copy' / 'run')
     path = copy / draw.choices(paths, sizes)[0].relative_to(folder / 'good')
     content = bytearray(path.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -97,7 +97,7 @@ def flips(folder: Path, trials: int) -> str:
     assert is_right(found), f'flip {trial} in {path} was silent'
     fell_back += found[1]['next_step'] == 1
     harmless += found[1]['next_step'] == 2
-    shutil.rmtree(copy)
+    shutil.rmtree(copy.parent)
   return (
     f'0 silent of {trials or 1000}; {fell_back} fell back to the step before, '
     f'{harmless} changed nothing that is read'
@@ -110,7 +110,7 @@ def damage(folder: Path, trials: int) -> str:
   wanted, fell_back, count = like(), 0, 0
   for path in files(folder / 'good' / '2'):
     for kind in ('truncated', 'zeroed', 'deleted'):
-      copy = shutil.copytree(folder / 'good', folder / 'copy')
+      copy = shutil.copytree(folder / 'good', folder / 'copy' / 'run')
       target = copy / path.relative_to(folder / 'good')
       content = target.read_bytes()
       if kind == 'deleted':
@@ -123,7 +123,7 @@ def damage(folder: Path, trials: int) -> str:
       assert is_right(found), f'{path} {kind}'
       fell_back += found[1]['next_step'] == 1
       count += 1
-      shutil.rmtree(copy)
+      shutil.rmtree(copy.parent)
   return f'{count} damages, 0 silent; {fell_back} fell back'
 
 

@@ -284,10 +284,9 @@ class Checkpoints:
       for step in steps:
         aside = self.directory.parent / 'damaged_checkpoints'
         aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        while target.exists():
-          target = target.with_name(f'{target.name}_')
-        shutil.move(self.directory / str(step), target)
+        names = [str(step), *(f'{step}_{n}' for n in range(2, 1000))]
+        name = next(n for n in names if not (aside / n).exists())
+        shutil.move(self.directory / str(step), aside / name)
     hosts.wait(f'damaged checkpoints of {self.directory}, {steps}')
     self._manager.reload()
 

@@ -139,9 +139,8 @@ def _inside(eqn, values, branches):
   times = devices
   if name == 'scan':
     times = params['length']
-    values = [
-      v if i < params['num_consts'] else None for i, v in enumerate(values)
-    ]
+    known = _num_consts(params)
+    values = [v if i < known else None for i, v in enumerate(values)]
   total, once, changed = {}, 0.0, {}
   outputs = _evaluate(eqn, values)
   for key, value in params.items():
@@ -162,6 +161,13 @@ def _inside(eqn, values, branches):
   if changed:
     eqn = eqn.replace(params=params | changed)
   return total, once, eqn, outputs
+
+
+def _num_consts(params):
+  """How many inputs of a scan are the same in every pass."""
+  if 'num_consts' in params:
+    return params['num_consts']
+  return len(params['ft_in'].unpack()[0])  # jax 0.11
 
 
 def _add(total, more, factor):
