@@ -16,6 +16,11 @@ from jaxseg.method import TrainState
 from jaxseg.watchdog import Watchdog
 
 MAX_RETRIES = 3  # times that a stage goes back to a checkpoint
+# What runs once on a CPU is compiled fast rather than well.
+ONCE = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 
 
 class Diverged(UserError):
@@ -133,6 +138,7 @@ def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
       jax.random.wrap_key_data(bits), previous
     ),
     out_shardings=run.shardings,
+    compiler_options=ONCE if jax.default_backend() == 'cpu' else None,
   )
   previous = finished.get(config[stage].init_from)
   # As NumPy array, which belongs to no device of one process.
@@ -140,7 +146,10 @@ def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
   if method.pretrained:
     state = jax.device_put(method.pretrained(state, previous), run.shardings)
   if hosts.primary():
-    overview = parameter_overview.get_parameter_overview(state.params)
+    # Means of arrays that several processes hold would need them all.
+    overview = parameter_overview.get_parameter_overview(
+      state.params, include_stats=not hosts.several()
+    )
     folder = run.workdir / stage
     write_atomically(folder / 'parameters.txt', overview.encode())
   sizes = ', '.join(
