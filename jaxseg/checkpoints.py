@@ -23,6 +23,7 @@ from jaxseg.errors import UserError
 from jaxseg.method import TrainState
 
 UNFINISHED = '.orbax-checkpoint-tmp'  # in the names of folders being written
+SAVE_TIMEOUT = 600  # seconds that processes wait for each other in a save
 PATIENCE = 1800.0  # seconds that the last save waits for room on the disk
 
 
@@ -117,31 +118,41 @@ class Checkpoints:
       data=ocp.args.JsonSave(data),
       checksums=ocp.args.JsonSave(sums),
     )
-    metrics = None if score is None else {'score': float(score)}
-    for _ in range(2):  # the first error may be that of the save before
-      try:
-        self._saving = step
-        self._manager.save(step, args=args, metrics=metrics)
-        self.unsaved = False
-        return True
-      except (OSError, ValueError, RuntimeError) as error:
-        self._failed(error)
-    return False
-
-  def wait(self) -> bool:
-    """Waits until all is on the disk; returns whether it is."""
+    metrics = None
+    if score is not None:  # nan, of no valid pixel, would count as the best
+      score = score if np.isfinite(score) else -np.inf
+      metrics = {'score': float(score)}
+    self.wait()
+    self._saving = step
+    if hosts.several() and not self._room(state):
+      self._tell('the disk is full')
+      return False
     try:
-      self._manager.wait_until_finished()
+      self._manager.save(step, args=args, metrics=metrics)
     except (OSError, ValueError, RuntimeError) as error:
       self._failed(error)
+      return False
+    self.unsaved = False
+    return True
+
+  def wait(self) -> bool:
+    """Waits until all is on the disk; returns whether it is.
+
+    Every process must call it.
+    """
+    error = None
+    try:
+      self._manager.wait_until_finished()
+    except (OSError, ValueError, RuntimeError) as raised:
+      error = raised
+    if hosts.any_of(error is not None):
+      self._failed(error or OSError('another process could not write'))
     return not self.unsaved
 
   def poll(self) -> None:
-    """Notices whether the save in progress has failed meanwhile."""
-    try:
-      self._manager.check_for_errors()
-    except (OSError, ValueError, RuntimeError) as error:
-      self._failed(error)
+    """Notices whether a save has failed meanwhile; of one process alone."""
+    if not hosts.several() and not self._manager.is_saving_in_progress():
+      self.wait()
 
   def save_and_wait(
     self, state, data, score=None, patience=PATIENCE, sleep=time.sleep
@@ -212,31 +223,46 @@ class Checkpoints:
       score = lambda metrics: metrics['score']
       best = dict(best_fn=score, best_mode='max')
       policies.append(
-        checkpoint_managers.BestN(get_metric_fn=score, n=self._keep_best)
+        checkpoint_managers.BestN(
+          get_metric_fn=score,
+          n=self._keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
       )
     options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
       create=not self._read_only,
       enable_async_checkpointing=True,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
+      async_options=ocp.AsyncOptions(
+        timeout_secs=SAVE_TIMEOUT, post_finalization_callback=self._finish
+      ),
       **best,
     )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
+    # Signals are agreed upon by `hosts` alone, with numbers of its own.
+    self._manager.reached_preemption = lambda step: False
 
   def _finish(self):
     """Called in the background when all is written and not yet visible."""
     if hosts.primary():
-      for folder in self.directory.glob(f'{self._saving}{UNFINISHED}*'):
+      for folder in self.directory.glob(f'*{UNFINISHED}*'):
         manifest.write_files(folder)
 
   def _failed(self, error):
     """Tells of a failed save and clears away what it left."""
     if isinstance(error, jax.errors.JaxRuntimeError):
       raise error  # of the devices or the other processes, not of the disk
-    self.unsaved = True
     self.close()
     self._open()
-    first = str(error).strip().splitlines()[0][:200]
+    self._tell(str(error).strip().splitlines()[0][:200])
+
+  def _room(self, state):
+    """Whether the disk has room, as process 0 sees it."""
+    free = shutil.disk_usage(self.directory).free
+    return bool(hosts.from_primary(free > num_bytes(state)))
+
+  def _tell(self, first):
+    self.unsaved = True
     kept = self.latest_step()
     writers.say(
       f'step {self._saving} could not be saved in {self.directory}: {first}. '
@@ -248,13 +274,16 @@ class Checkpoints:
     """(what is wrong, None) or (None, (state, data)); raises as `restore`."""
     folder = self.directory / str(step)
     wrong = manifest.changed_files(folder) if hosts.primary() else []
-    if hosts.from_primary(len(wrong or ())):
+    count = hosts.from_primary(-1 if wrong is None else len(wrong))
+    if count > 0:
       return '; '.join(wrong[:3]) or 'see process 0', None
     try:
       state, data, leaves = self._read_items(folder, step, like)
+    except jax.errors.JaxRuntimeError:
+      raise  # of the devices or the other processes
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
       first = str(error).strip().splitlines()[0][:300]
-      if wrong is None:  # no checksums of the files: they may be damaged
+      if count < 0:  # no checksums of the files: they may be damaged
         return f'{folder} cannot be read ({first})', None
       raise CheckpointError(
         f'{folder} cannot be read as this stage: {first} Use the config it was '

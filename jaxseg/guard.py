@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxseg.method import Batch, Metrics, TrainState
 
-MAX_TERMS = 31  # bits of `Health.terms`
+MAX_TERMS = 30  # bits of `Health.terms`, and one more for the update
+UPDATE = 'the update'  # of parameters: a finite loss may have a nan gradient
 
 
 class Health(NamedTuple):
@@ -19,7 +20,8 @@ class Health(NamedTuple):
     skipped: steps without effect since the stage was started.
     row: of these, how many in a row up to now.
     step: the last of them, -1: none.
-    terms: its metrics that were not finite, one bit each in sorted order.
+    terms: what was not finite, one bit each: its metrics in sorted order, and
+      the updated parameters.
   """
 
   skipped: jax.Array
@@ -36,7 +38,7 @@ def healthy() -> Health:
 def guarded(
   train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
 ) -> Callable[..., tuple[TrainState, Health, Metrics]]:
-  """`train_step` that has no effect where a metric is not finite.
+  """`train_step` without effect where a metric or the update is not finite.
 
   Only `state.step` goes on then, and with it the place in the data and the
   random numbers: a batch with a nan costs one step.
@@ -47,8 +49,11 @@ def guarded(
 
   def step(state, health, batch):
     new, metrics = train_step(state, batch)
-    names = sorted(metrics)[:MAX_TERMS]
-    bad = [~jnp.isfinite(metrics[name]).all() for name in names]
+    bad = [
+      ~jnp.isfinite(metrics[name]).all() for name in sorted(metrics)[:MAX_TERMS]
+    ]
+    seen = jnp.stack(bad).any()
+    bad.append(~seen & ~finite(new.params))
     terms = sum(b.astype(jnp.int32) << i for i, b in enumerate(bad))
     ok = terms == 0
     kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
@@ -92,13 +97,19 @@ def several(
 
 
 def names(terms: int, metrics: Any) -> list[str]:
-  """Returns which metrics the bits of `Health.terms` are."""
-  return [
-    name for i, name in enumerate(sorted(metrics)[:MAX_TERMS]) if terms >> i & 1
+  """Returns what the bits of `Health.terms` are."""
+  known = [*sorted(metrics)[:MAX_TERMS], UPDATE]
+  return [name for i, name in enumerate(known) if terms >> i & 1]
+
+
+def finite(tree: Any) -> jax.Array:
+  """Whether every number of a tree is finite; keys and integers are."""
+  leaves = [
+    jnp.isfinite(x).all()
+    for x in jax.tree.leaves(tree)
+    if jnp.issubdtype(x.dtype, jnp.inexact)
   ]
+  return jnp.stack(leaves).all() if leaves else jnp.ones((), bool)
 
 
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-  """Whether every number of a tree is finite."""
-  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+all_finite = jax.jit(finite)

@@ -5,7 +5,9 @@ part of every batch. Process 0 alone writes records, pictures and words.
 """
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -20,8 +22,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from jaxseg.errors import UserError
+from jaxseg.resources import NotEnough
 
 WEEK = 7 * 24 * 3600
+# What the processes agree upon is numbered: all ask for it in the same order,
+# and no number may come twice in the life of a process.
+_NUMBERS = itertools.count(1)
+_WAITS = itertools.count(1)
 START_TIMEOUT = 300  # seconds to find the other processes
 
 
@@ -99,26 +106,36 @@ def leaving_together() -> Iterator[None]:
   try:
     yield
   except (Exception, KeyboardInterrupt) as error:
+    error = _understood(error)
     if not several():
-      raise
-    code = 1
+      raise error from None
     if isinstance(error, UserError):
       told, code = str(error), error.exit_code
-    elif isinstance(error, jax.errors.JaxRuntimeError):
-      first = str(error).strip().splitlines()[0][:300]
-      told, code = (
-        (
-          f'another process of this training was lost ({first}); run the same '
-          'command again to continue from the newest checkpoint.'
-        ),
-        PeerLost.exit_code,
-      )
     else:
-      told = ''.join(traceback.format_exception(error))
+      told, code = ''.join(traceback.format_exception(error)), 1
     print(f'jaxseg: process {jax.process_index()}: {told}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _understood(error):
+  """An error of the devices as what it means for the user."""
+  if not isinstance(error, jax.errors.JaxRuntimeError):
+    return error
+  first = str(error).strip().splitlines()[0][:300]
+  if 'RESOURCE_EXHAUSTED' in first:
+    return NotEnough(
+      f'the memory of a device does not suffice ({first}); lower batch_size, '
+      'set accumulate, remat or dtype=bfloat16, or spread the state with '
+      'config.mesh.model.'
+    )
+  if not several() or first.startswith(('INVALID_ARGUMENT', 'UNIMPLEMENTED')):
+    return error
+  return PeerLost(
+    f'another process of this training was lost ({first}); run the same '
+    'command again to continue from the newest checkpoint.'
+  )
 
 
 def several() -> bool:
@@ -131,13 +148,15 @@ def primary() -> bool:
   return jax.process_index() == 0
 
 
-def preempted(step: int) -> bool:
-  """Whether all processes shall stop after this step.
+def preempted() -> bool:
+  """Whether all processes shall stop now.
 
-  True in all of them at the same step, once one had a SIGTERM. Every process
+  True in all of them at the same time, once one had a SIGTERM. Every process
   must ask at every step.
   """
-  return several() and multihost_utils.reached_preemption_sync_point(step)
+  if not several():
+    return False
+  return multihost_utils.reached_preemption_sync_point(next(_NUMBERS))
 
 
 def pass_on_interrupts() -> None:
@@ -145,16 +164,31 @@ def pass_on_interrupts() -> None:
   signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
+def end_of_interrupts() -> None:
+  """Lets signals end this process again: nothing asks `preempted` any more."""
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def wait(name: str, seconds: int = WEEK) -> None:
   """Returns when all processes have come here; does nothing for one alone.
 
   Args:
-    name: no two waits may share it.
+    name: for messages.
     seconds: how long the others may take.
   """
   if several():
     everyone = set(range(jax.process_count()))
-    multihost.sync_global_processes(name, timeout=seconds, processes=everyone)
+    multihost.sync_global_processes(
+      f'{name} {next(_WAITS)}', timeout=seconds, processes=everyone
+    )
+
+
+def any_of(here: bool) -> bool:
+  """Whether it is so in any process; every process must ask."""
+  if not several():
+    return here
+  return bool(multihost_utils.process_allgather(np.int32(here)).any())
 
 
 def from_primary(value: int) -> int:
@@ -199,10 +233,15 @@ def whole(x: jax.Array) -> np.ndarray:
     x = jax.random.key_data(x)
   if not (x.is_fully_addressable or x.is_fully_replicated):
     everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-    x = jax.jit(lambda x: x, out_shardings=everywhere)(x)
+    x = _identity(everywhere)(x)
   if not x.is_fully_addressable:
     x = x.addressable_data(0)
   return np.asarray(x)
+
+
+@functools.cache
+def _identity(sharding):
+  return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def own(tree: Any) -> Any:

@@ -93,6 +93,12 @@ class Loop:
       UserError: data that cannot be read any more, after saving.
     """
     run, fields, first = self.run_, self.fields, int(state.step)
+    if first % self.steps:
+      raise UserError(
+        f'config.{run.stage}.steps_per_dispatch is {self.steps}, but the '
+        f'checkpoint is of step {first}, no multiple of it; set it to 1 or to '
+        f'a divisor of {first}.'
+      )
     self.progress = writers.Progress(
       run.stage, fields.total_steps,
       fields.batch_size + fields.unlabelled_batch_size, first,
@@ -134,7 +140,7 @@ class Loop:
     if log:
       self.log(step, health, metrics)
       run.ckpts.poll()
-    stop = bool(run.stop) or hosts.preempted(step)
+    stop = bool(run.stop) or hosts.preempted()
     due = itstime(step, fields.checkpoint_every, last)
     if due or stop or (log and run.ckpts.unsaved):
       with self.progress.pause(), run.watchdog.pause():
@@ -183,8 +189,8 @@ class Loop:
   def save(self, state, health, metrics, wait=False) -> None:
     """Never saves a state that holds nan: the one before stays the newest."""
     self.check(health, metrics)
-    if not bool(guard.all_finite(state.params)):
-      raise Spoilt(int(state.step), ['the updated parameters'])
+    if not bool(guard.all_finite((state.params, state.ema, state.extra))):
+      raise Spoilt(int(state.step), ['the updated state'])
     self.writer.flush()
     score = self.score(state) if self.fields.keep_best else None
     ckpts = self.run_.ckpts
@@ -197,13 +203,16 @@ class Loop:
   def save_before(self, error, state) -> None:
     """Saves what was computed before data could not be read."""
     ckpts = self.run_.ckpts
-    if hosts.several() or int(state.step) in ckpts.steps():
-      return  # others wait for this process in the middle of a step
+    if hosts.several():
+      return  # the others wait for this process in the middle of a step
+    if ckpts.wait() and int(state.step) in ckpts.steps():
+      return
     writers.say(
       f'{self.run_.stage}: {error}; saving step {int(state.step)} ...'
     )
     data = {'next_step': int(state.step), 'retries': self.retries}
-    if bool(guard.all_finite(state.params)) and ckpts.save(state, data):
+    good = guard.all_finite((state.params, state.ema, state.extra))
+    if bool(good) and ckpts.save(state, data):
       ckpts.wait()
 
   def score(self, state) -> float:

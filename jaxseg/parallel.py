@@ -85,6 +85,9 @@ def share(mesh: Mesh) -> tuple[int, int]:
   """Returns (which part of each batch this process reads, of how many).
 
   Processes whose devices lie in the same rows of the mesh read the same part.
+
+  Raises:
+    UserError: `mesh.model` does not go with the devices of a process.
   """
   mine = jax.process_index()
   rows = [
@@ -92,6 +95,15 @@ def share(mesh: Mesh) -> tuple[int, int]:
     for i, row in enumerate(mesh.devices)
     if any(device.process_index == mine for device in row)
   ]
+  first, count = rows[0], len(rows)
+  if rows != list(range(first, first + count)) or first % count or (
+    len(mesh.devices) % count
+  ):  # fmt: skip
+    raise UserError(
+      f'config.mesh.model is {mesh.shape["model"]}, which does not fit the '
+      f'devices of a process (process {mine} has rows {rows} of the mesh); it '
+      'must divide their number or be a multiple of it.'
+    )
   return rows[0] // len(rows), len(mesh.devices) // len(rows)
 
 

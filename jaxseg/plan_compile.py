@@ -12,16 +12,15 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import ops, parallel, plan_costs, plan_hlo
+from jaxseg import guard, ops, parallel, plan_costs, plan_hlo
 from jaxseg import workdir as workdirs
 from jaxseg.data import fit
 from jaxseg.errors import UserError
@@ -97,15 +96,6 @@ def batch_shapes(
   return {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
 
 
-def mesh_of(devices: Any, config: ConfigDict) -> Mesh:
-  """The mesh that training makes, over given devices."""
-  model = config.mesh.model
-  data = config.mesh.data
-  data = max(1, len(devices) // model) if data == -1 else data
-  chosen = np.asarray(devices[: data * model]).reshape(data, model)
-  return Mesh(chosen, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
-
-
 def measure(
   config: ConfigDict,
   stage: str,
@@ -126,18 +116,19 @@ def measure(
     compiled: whether to compile; without, memory and exchange stay unknown.
   """
   state = workdirs.abstract_state(config, stage, num_classes)
-  shardings = _state_shardings(state, mesh)
+  shardings = parallel.state_shardings(state, mesh)
   replicated, over_data = parallel.replicated(mesh), parallel.over_data(mesh)
   batch = batch_shapes(config, stage, num_classes)
   place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   placed = (
     jax.tree.map(place, state, shardings),
+    jax.tree.map(lambda x: place(x, replicated), guard.healthy()),
     jax.tree.map(lambda x: place(x, over_data), batch),
   )
   train_step = workdirs.make_method(config, stage, num_classes).train_step
   form = 'fast' if platform == 'cpu' else 'lax'
   with jax.set_mesh(mesh), ops.implementation(form):
-    traced = jax.jit(train_step).trace(*placed)
+    traced = jax.jit(guard.guarded(train_step)).trace(*placed)
   leaves, states = jax.tree.leaves(placed), jax.tree.leaves(placed[0])
   step = next(i for i, x in enumerate(states) if x is placed[0].step)
   counted = plan_costs.count(traced.jaxpr, step)
@@ -194,12 +185,6 @@ def _compile(found, lowered, options):
   )
 
 
-def _state_shardings(state, mesh):
-  if hasattr(parallel, 'state_shardings'):
-    return parallel.state_shardings(state, mesh)
-  return jax.tree.map(lambda _: parallel.replicated(mesh), state)
-
-
 def _count(tree):
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
@@ -244,7 +229,8 @@ def main(folder: str, stage: str) -> None:
   devices = devices_of(request['topology'], request['count'])
   try:
     answer = measure(
-      config, stage, request['num_classes'], mesh_of(devices, config),
+      config, stage, request['num_classes'],
+      parallel.make_mesh(config.mesh.data, config.mesh.model, devices),
       platform=request['platform'], compiled=request['compiled'],
     )._asdict()  # fmt: skip
   except UserError as error:

@@ -86,7 +86,17 @@ def memory() -> int | None:
   except OSError:
     return None
   found = dict(line.split(':', 1) for line in lines)
-  return int(found['MemAvailable'].split()[0]) * 1024
+  return min(int(found['MemAvailable'].split()[0]) * 1024, _container())
+
+
+def _container():
+  """Bytes left by the limit of a container or a Slurm job; else infinite."""
+  folder = Path('/sys/fs/cgroup')
+  try:
+    limit = int((folder / 'memory.max').read_text())
+    return limit - int((folder / 'memory.current').read_text())
+  except (OSError, ValueError):
+    return float('inf')
 
 
 def human(size: float) -> str:

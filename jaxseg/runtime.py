@@ -41,7 +41,10 @@ def interruptible() -> Iterator[list]:
   stop = []
   if hosts.several():
     hosts.pass_on_interrupts()
-    yield stop
+    try:
+      yield stop
+    finally:
+      hosts.end_of_interrupts()
     return
 
   def handler(number, frame):
@@ -109,7 +112,8 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
       ) from None
     except OSError:
       pass  # no locks here
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    with contextlib.suppress(OSError):  # of a full disk others will tell
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
     yield

@@ -82,8 +82,8 @@ def train_stage(
         return Loop(run, retries).run(state)
       except Spoilt as spoilt:
         del state
-        with watchdog.pause():
-          retries = retry(run, spoilt, retries)
+        watchdog.rest()
+        retries = retry(run, spoilt, retries)
 
 
 def retry(run: Run, spoilt: Spoilt, retries: int) -> int:

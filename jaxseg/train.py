@@ -6,6 +6,7 @@ Run the same command again to continue where it stopped. On clusters see
 launch/; `--plan` tells what a training needs, and starts none.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -69,9 +70,8 @@ class Data:
     if any(config[s].unlabelled_batch_size for s in config.stages):
       data_splits.require_unlabelled(self.splits)
     folder = Path(workdir)
-    self.splits = checks.check(
-      self.source, self.splits, config.data, folder / 'data_problems.csv'
-    )
+    report = folder / 'data_problems.csv' if hosts.primary() else None
+    self.splits = checks.check(self.source, self.splits, config.data, report)
     data_splits.refuse_other(folder / 'splits.json', self.splits)
     for stage in config.stages:
       if config[stage].keep_best and not self.splits.val:
@@ -149,9 +149,10 @@ def train(
       f'--workdir={workdir} cannot be made ({error.strerror}), expected a '
       'folder in a place where you may write; choose another.'
     ) from error
-  with runtime.locked(workdir), runtime.interruptible() as stop:
-    data = prepare(config, workdir, mesh)
-    train_stages(config, workdir, data, mesh, stop)
+  with runtime.locked(workdir):
+    with runtime.interruptible() as stop:
+      data = prepare(config, workdir, mesh)
+      train_stages(config, workdir, data, mesh, stop)
     if evaluate_after:
       evaluate_stages(config, workdir, data)
 
@@ -168,7 +169,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
       f'config.mesh is data {mesh.shape["data"]} x model '
       f'{mesh.shape["model"]}, but the {jax.process_count()} processes have '
       f'{jax.device_count()} devices, and all must take part; set '
-      'config.mesh.data=-1.'
+      'config.mesh.data=-1 and config.mesh.model to a divisor of their number.'
     )
   for stage in config.stages:
     for field in ('batch_size', 'unlabelled_batch_size'):
@@ -218,6 +219,10 @@ def train_stages(config, workdir, data, mesh, stop) -> None:
   wanted = {config[stage].init_from for stage in config.stages}
   finished: dict[str, TrainState] = {}
   for stage in config.stages:
+    if stop:
+      raise runtime.Interrupted(
+        f'{stop[0]} before {stage}. Run the same command again to continue.'
+      )
     start = time.monotonic()
     try:
       state = train_stage(config, stage, workdir, data, mesh, finished, stop)
@@ -226,7 +231,8 @@ def train_stages(config, workdir, data, mesh, stop) -> None:
       del state
     finally:
       if hosts.primary():
-        workdirs.add_seconds(workdir, stage, time.monotonic() - start)
+        with contextlib.suppress(OSError, ValueError):  # of a full disk
+          workdirs.add_seconds(workdir, stage, time.monotonic() - start)
 
 
 def evaluate_stages(config, workdir, data) -> None:

@@ -27,21 +27,25 @@ class Watchdog:
     name: str = '0',
     leave: Callable[[int], None] = os._exit,
   ):
-    """Sets it up; it watches from the first beat on.
+    """Sets it up; until the first beat, and in pauses, it is more patient.
 
     Args:
-      seconds: how long a beat may fail to come; 0: for ever.
+      seconds: how long a beat may fail to come; 0: for ever. Compilations and
+        saves may take ten times as long, and at least an hour.
       folder: gets stuck_NAME.txt, the stacks of all threads.
       name: of this process.
       leave: ends the process.
     """
     self._seconds, self._leave = seconds, leave
+    self._patient = max(3600.0, 10 * seconds)
     self._path = Path(folder) / f'stuck_{name}.txt'
-    self._last = None  # of time.monotonic; None: nothing is expected
+    self._last = time.monotonic()
+    self._allowed = self._patient
     self._over = threading.Event()
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
   def __enter__(self) -> 'Watchdog':
+    self._last = time.monotonic()
     if self._seconds:
       self._thread.start()
     return self
@@ -53,21 +57,31 @@ class Watchdog:
 
   def beat(self) -> None:
     """Says that a step was done."""
-    self._last = time.monotonic()
+    self._last, self._allowed = time.monotonic(), self._seconds
+
+  def rest(self) -> None:
+    """As before the first beat: what follows compiles anew."""
+    self._last, self._allowed = time.monotonic(), self._patient
 
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
-    """Within, nothing is expected: what compiles, or writes to a slow disk."""
-    watching, self._last = self._last is not None, None
+    """Around what compiles, or writes to a slow disk."""
+    allowed = self._allowed
+    self.rest()
     try:
       yield
     finally:
-      self._last = time.monotonic() if watching else None
+      self._last, self._allowed = time.monotonic(), allowed
 
   def _watch(self):
-    while not self._over.wait(min(1.0, self._seconds / 4)):
-      last = self._last
-      if last is not None and time.monotonic() - last > self._seconds:
+    tick = min(1.0, self._seconds / 4)
+    before = time.monotonic()
+    while not self._over.wait(tick):
+      now = time.monotonic()
+      if now - before > 2 * tick + 1:  # the whole process was suspended
+        self._last = now
+      before = now
+      if now - self._last > self._allowed:
         self._report()
         self._leave(EXIT_CODE)
         return
@@ -81,7 +95,7 @@ class Watchdog:
       where = 'the stacks of its threads are above'
       faulthandler.dump_traceback(sys.stderr)
     print(
-      f'jaxseg: no step was done for {self._seconds:.0f} s '
+      f'jaxseg: no step was done for {self._allowed:.0f} s '
       f'(config.hang_timeout): this process or one it waits for is stuck; '
       f'{where}. Run the same command again to continue from the newest '
       'checkpoint; raise config.hang_timeout if steps take so long.',

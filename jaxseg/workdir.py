@@ -246,6 +246,11 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
   config = default().unlock()
   with config.ignore_type():  # JSON has lists for tuples
     config.update(ConfigDict(json.loads(path.read_text())))
+  for stage in config.stages:
+    if config[stage].method in METHODS:
+      now = default_stage(config[stage].method)
+      for field in set(now) - set(config[stage]):
+        config[stage][field] = now[field]
   return config
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +177,7 @@ def test_checkpoints_without_any_checksum_can_be_read(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-  scores = {1: 0.2, 2: 0.9, 3: 0.4, 4: 0.3}
+  scores = {1: 0.2, 2: 0.9, 3: np.nan, 4: None}
   for steps in ((1, 2), (3, 4)):  # also by a run that was continued
     with Checkpoints(tmp_path / 'a', keep=1, keep_best=1) as ckpts:
       for step in steps:
@@ -219,6 +220,27 @@ def test_a_disk_that_takes_no_more_loses_nothing(copy, small_files, capsys):
     assert ckpts.save(state(4), {'next_step': 4}) and ckpts.wait()
     assert not ckpts.unsaved
     assert_is(ckpts.restore(like()), 4)
+
+
+def test_a_failed_save_is_noticed_soon(copy, small_files):
+  with Checkpoints(copy) as ckpts:
+    small_files(4096)
+    ckpts.save(state(3), {'next_step': 3})
+    end = time.monotonic() + 30
+    while not ckpts.unsaved and time.monotonic() < end:
+      time.sleep(0.05)
+      ckpts.poll()
+    small_files(None)
+    assert ckpts.unsaved and ckpts.steps() == [1, 2]
+
+
+def test_saves_one_after_the_other_all_have_checksums(tmp_path):
+  with Checkpoints(tmp_path / 'a', keep=5) as ckpts:
+    for step in range(1, 5):
+      ckpts.save(state(step, 4096), {'next_step': step})
+    ckpts.wait()
+    for step in range(1, 5):
+      assert manifest.changed_files(tmp_path / 'a' / str(step)) == []
 
 
 def test_the_last_save_waits_for_room(copy, small_files):

@@ -12,8 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxseg import config as jaxseg_config
-from jaxseg import errors, presets, workdir
-from jaxseg.data import fit
+from jaxseg import errors, plan_compile, presets, workdir
 from jaxseg.errors import UserError
 from jaxseg.methods import perceptual
 
@@ -67,24 +66,9 @@ def test_config(name, arg):
   jaxseg_config.check(config)
   assert config.is_locked
   config = perceptual.resolve_kinds(config)
-  size, channels = fit.size(config.data), config.data.channels
-  images = lambda n: jax.ShapeDtypeStruct((n, *size, channels), 'float32')
   for stage in config.stages:
-    fields = config[stage]
     state = workdir.abstract_state(config, stage, k)
-    batch = {
-      'image': images(fields.batch_size),
-      'label': jax.ShapeDtypeStruct((fields.batch_size, *size), 'int32'),
-    }
-    m, views = fields.unlabelled_batch_size, config.data.strong.views
-    if m:
-      batch['unlabelled'] = images(m)
-    if m and views:
-      shape = (m, views, *size)
-      batch['cutmix'] = jax.ShapeDtypeStruct(shape, 'float32')
-      batch['unlabelled_strong'] = jax.ShapeDtypeStruct(
-        (*shape, channels), 'float32'
-      )
+    batch = plan_compile.batch_shapes(config, stage, k)
     step = workdir.make_method(config, stage, k).train_step
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -39,7 +39,7 @@ def tiny(*stages, **mesh):
 
 
 def measured(config, stage, compiled=False):
-  mesh = plan_compile.mesh_of(jax.devices(), config)
+  mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
   return plan_compile.measure(
     config, stage, 3, mesh, platform='cpu', compiled=compiled
   )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,16 @@ def test_several_steps_in_one_program_are_those_one_by_one(folder, tmp_path):
     )
 
 
+def test_a_checkpoint_between_two_programs_is_told(folder, tmp_path):
+  c = unet_config(folder, checkpoint_every=3)
+  run(c, tmp_path, evaluate_after=False)
+  shutil.rmtree(tmp_path / 'unet' / 'checkpoints' / '6')
+  c = unet_config(folder, checkpoint_every=2, log_every=2, picture_every=0,
+                  steps_per_dispatch=2)  # fmt: skip
+  with pytest.raises(UserError, match='is of step 3, no multiple of it'):
+    run(c, tmp_path, evaluate_after=False)
+
+
 def test_the_best_on_validation_is_kept(folder, tmp_path, monkeypatch):
   scores = iter([0.2, 0.9, 0.4])
   score = loop.Loop.score
@@ -483,11 +494,15 @@ def test_configs_of_before_have_todays_defaults(folder, tmp_path):
   content = json.loads(path.read_text())
   for name in ('fit', 'weak', 'width', 'labelled_fraction'):
     del content['data'][name]
+  for name in ('keep_best', 'steps_per_dispatch'):
+    del content['unet'][name]
+  del content['hang_timeout']
   del content['unet']['args']['net']['dropout']
   del content['unet']['args']['ema_half_life']
   path.write_text(json.dumps(content))
   workdirs.refuse_other_config(tmp_path, c)
   assert workdirs.load_config(tmp_path).data.weak.kind == ''
+  assert workdirs.load_config(tmp_path).unet.keep_best == 0
   c.unet.args.net.dropout = 0.5
   with pytest.raises(UserError, match='net.dropout was 0.0 and is now 0.5'):
     workdirs.refuse_other_config(tmp_path, c)
