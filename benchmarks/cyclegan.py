@@ -30,6 +30,7 @@ from jaxseg import runtime, train, workdir, writers
 from jaxseg.config import parse_flags
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError, friendly
+from jaxseg.stage import Diverged
 
 STAGES = ('full', 'partial', 'cyclegan', *ABLATION)
 # Fields of args that supervised stages share with `cyclegan`, and those in
@@ -134,7 +135,7 @@ def run_all(config: ConfigDict, runs: Sequence[Run], show) -> list[str]:
     try:
       train.train(c, str(run.folder))
       write_atomically(marker, text.encode())
-    except train.Diverged as error:
+    except Diverged as error:
       diverged.append(f'{run.folder}: {error}')
     jax.clear_caches()  # of programs that no later training has
     show()

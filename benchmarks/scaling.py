@@ -1,7 +1,7 @@
 """Step time and memory against resolution and batch; cost of sharding.
 
   python -m benchmarks.scaling --channel_max=32 --measure=128
-  python -m benchmarks.scaling --devices=1,2,4,8 --channel_max=32
+  python -m benchmarks.scaling --device_counts=1,2,4,8 --channel_max=32
 
 The first form compiles the training steps of the GAN, the encoder and a U-Net
 at each size: memory is what the compiler plans, time is measured up to
@@ -43,7 +43,7 @@ _REMAT = flags.DEFINE_bool(
   'remat', False, 'Compute blocks anew for the gradient: less memory.'
 )
 _DEVICES = flags.DEFINE_list(
-  'devices', [], 'Numbers of devices to share a batch; without sizes.'
+  'device_counts', [], 'Numbers of devices to share a batch; without sizes.'
 )
 # Defined in `benchmarks.speed`.
 for name in (
@@ -276,7 +276,7 @@ def check_flags() -> None:
   for n in _DEVICES.value:
     if FLAGS.batch_size % int(n):
       raise UserError(
-        f'--devices has {n}, which cannot share --batch_size='
+        f'--device_counts has {n}, which cannot share --batch_size='
         f'{FLAGS.batch_size} evenly.'
       )
 

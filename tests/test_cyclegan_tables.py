@@ -10,6 +10,7 @@ import pytest
 
 from jaxseg import train
 from jaxseg.errors import UserError
+from jaxseg.stage import Diverged
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,7 +173,7 @@ def test_only_what_is_missing_is_trained(bench, config, tmp_path, monkeypatch):
   def fake(c, folder):
     trained.append((c.stages, c.data.labelled_fraction))
     if c.stages == ('partial',):
-      raise train.Diverged('partial diverged at step 3')
+      raise Diverged('partial diverged at step 3')
     Path(folder).mkdir(parents=True, exist_ok=True)
 
   monkeypatch.setattr(train, 'train', fake)

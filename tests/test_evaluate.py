@@ -348,7 +348,7 @@ def _workdir(folder):
 def test_command(tmp_path, monkeypatch, capsys):
   _workdir(tmp_path)
   monkeypatch.setattr(sources, 'load', lambda *_: _source()[0])
-  monkeypatch.setattr(workdir, 'load', lambda w: _trained())
+  monkeypatch.setattr(workdir, 'load', lambda w, **_: _trained())
 
   def main(*args):
     values = flags.FlagValues()
@@ -443,7 +443,7 @@ def command(tmp_path, monkeypatch):
       main_set if spec == 'folder:nowhere' else opened(spec, *args)
     ),
   )  # fmt: skip
-  monkeypatch.setattr(workdir, 'load', lambda w: _trained())
+  monkeypatch.setattr(workdir, 'load', lambda w, **_: _trained())
 
   def run(*args):
     values = flags.FlagValues()

@@ -351,7 +351,7 @@ def _main(monkeypatch, *args):
 
 def test_exit_codes(monkeypatch, folders, capsys):
   source, output = folders
-  monkeypatch.setattr(predict.workdir, 'load', lambda w: make_trained())
+  monkeypatch.setattr(predict.workdir, 'load', lambda w, **_: make_trained())
   where = [f'--images={source}', f'--output={output}', '--workdir=w']
   with pytest.raises(SystemExit) as error:
     _main(monkeypatch, *where)

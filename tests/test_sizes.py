@@ -3,7 +3,6 @@
 import csv
 import inspect
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +145,7 @@ def test_gans_draw_squares(method, size):
   data = jaxseg_config.default().data
   data.resolution, data.width = size
   jaxseg_config.check_data(data)
-  fields = types.SimpleNamespace(method=method)
+  fields = jaxseg_config.stage(method)
   check = METHODS[method].check
   sentence = f'is {size[0]} and config.data.width {size[1]}, but config.gan .*'
   with pytest.raises(UserError, match=sentence + f'{method}.*power of two'):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg import train
+from jaxseg import parallel, train
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LABELLED = [f'{i:02d}' for i in range(4)]
@@ -52,7 +52,7 @@ def batches_of_all_stages(root, workdir):
   assert set(data.splits.labelled) == set(LABELLED)
   found = {}
   for stage in config.stages:
-    stream = data.batches(config, stage, 0)
+    stream = data.batches(config, stage, 0, 0, parallel.make_mesh(1))
     found[stage] = list(itertools.islice(stream, 3))
     stream.close()
   return config, found
