@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import faults_config
-from jaxseg import hosts, train
+from jaxseg import hosts, parallel, train
 from jaxseg import workdir as workdirs
 from jaxseg.errors import UserError
+from jaxseg.resources import NotEnough
 from launch import commands
 
 ROOT = Path(__file__).parents[1]
@@ -215,3 +218,52 @@ def test_one_process_needs_no_others():
   assert hosts.from_primary(5) == 5
   hosts.wait('nothing')
   hosts.refuse_unlike({'jax': '1'})
+
+
+@pytest.mark.parametrize(
+  ('processes', 'model', 'shares'),
+  [
+    # The process of each of 8 devices, in order.
+    ([0, 0, 0, 0, 1, 1, 1, 1], 1, [(0, 2), (1, 2)]),
+    ([0, 0, 0, 0, 1, 1, 1, 1], 4, [(0, 2), (1, 2)]),
+    ([0, 0, 1, 1, 2, 2, 3, 3], 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ([0, 0, 1, 1, 2, 2, 3, 3], 8, [(0, 1)] * 4),
+    ([0, 1, 0, 1, 0, 1, 0, 1], 1, None),
+    ([0, 0, 0, 1, 1, 1, 1, 1], 2, None),
+  ],
+)
+def test_processes_read_what_their_devices_need(
+  monkeypatch, processes, model, shares
+):
+  devices = [types.SimpleNamespace(process_index=i) for i in processes]
+  mesh = types.SimpleNamespace(
+    devices=np.asarray(devices).reshape(-1, model), shape={'model': model}
+  )
+  found = []
+  for i in sorted(set(processes)):
+    monkeypatch.setattr(parallel.jax, 'process_index', lambda i=i: i)
+    try:
+      found.append(parallel.share(mesh))
+    except UserError as error:
+      found.append(str(error))
+  if shares:
+    assert found == shares
+  else:
+    assert any('config.mesh.model is' in str(x) for x in found)
+
+
+@pytest.mark.parametrize(
+  ('count', 'text', 'kind', 'code'),
+  [
+    (1, 'RESOURCE_EXHAUSTED: 3 GB', NotEnough, 5),
+    (2, 'RESOURCE_EXHAUSTED: 3 GB', NotEnough, 5),
+    (2, 'UNKNOWN: Gloo: connection closed', hosts.PeerLost, 7),
+    (2, 'INVALID_ARGUMENT: shapes', jax.errors.JaxRuntimeError, None),
+    (1, 'UNKNOWN: anything', jax.errors.JaxRuntimeError, None),
+  ],
+)
+def test_errors_of_devices_are_understood(monkeypatch, count, text, kind, code):
+  monkeypatch.setattr(hosts.jax, 'process_count', lambda: count)
+  found = hosts._understood(jax.errors.JaxRuntimeError(text))
+  assert type(found) is kind
+  assert code is None or found.exit_code == code

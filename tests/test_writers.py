@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -198,3 +199,42 @@ def test_say_outlives_its_reader():
 def test_say_without_stdout(monkeypatch):
   monkeypatch.setattr(sys, 'stdout', None)
   writers.say('nobody hears this')
+
+
+@pytest.fixture
+def small_files():
+  """Yields a function that sets the largest file the system lets us write."""
+  old = resource.getrlimit(resource.RLIMIT_FSIZE)
+  yield lambda size: resource.setrlimit(
+    resource.RLIMIT_FSIZE, (size or old[0], old[1])
+  )
+  resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_loses_no_number(tmp_path, small_files, capsys):
+  writer = writers.create(tmp_path)
+  noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+  writer.write_scalars(1, {'loss': 1.0})
+  size = (tmp_path / 'metrics.jsonl').stat().st_size
+  small_files(size + 10)  # room for half a line
+  for step in range(2, 30):
+    writer.write_scalars(step, {'loss': 1.0})
+    writer.write_images(step, {'samples': noise})
+    writer.flush()
+  assert (tmp_path / 'metrics.jsonl').stat().st_size == size
+  assert not list((tmp_path / 'samples').glob('*.png'))
+  small_files(None)
+  writer.write_scalars(30, {'loss': 1.0})
+  writer.close()
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == list(range(1, 31))
+  assert capsys.readouterr().out.count('records may be late') == 1
+
+
+def test_processes_that_do_not_write(tmp_path):
+  writer = writers.create(tmp_path / 'none', write=False)
+  writer.write_scalars(1, {'loss': 1.0})
+  writer.write_images(1, {'samples': np.zeros((2, 2, 3), np.uint8)})
+  writer.flush()
+  writer.close()
+  assert not (tmp_path / 'none').exists()
