@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from benchmarks import speed
-from jaxseg import runtime, workdir
-from jaxseg.data import fit
+from jaxseg import guard, plan_compile, runtime, workdir
+from jaxseg import stage as stages
 from jaxseg.errors import UserError, friendly
 from jaxseg.methods import perceptual
 
@@ -76,24 +75,6 @@ def load(name: str, side: int) -> ConfigDict:
   return perceptual.resolve_kinds(config)
 
 
-def make_batch(config: ConfigDict, stage: str) -> dict[str, Any]:
-  """Shapes and dtypes of a stage's training batch."""
-  fields, size = config[stage], fit.size(config.data)
-  shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32)
-  n, m = fields.batch_size, fields.unlabelled_batch_size
-  views, channels = config.data.strong.views, config.data.channels
-  batch = {
-    'image': shape(n, *size, channels),
-    'label': jax.ShapeDtypeStruct((n, *size), jnp.int32),
-  }
-  if m:
-    batch['unlabelled'] = shape(m, *size, channels)
-  if m and views:
-    batch['cutmix'] = shape(m, views, *size)
-    batch['unlabelled_strong'] = shape(m, views, *size, channels)
-  return batch
-
-
 def programs(
   config: ConfigDict, stage: str, num_classes: int
 ) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
@@ -104,16 +85,17 @@ def programs(
   previous = (
     workdir.abstract_state(config, source, num_classes) if source else None
   )
-  batch = make_batch(config, stage)
+  batch = plan_compile.batch_shapes(config, stage, num_classes)
   few = {k: v.update(shape=(8, *v.shape[1:])) for k, v in batch.items()}
   images = few['image'].update(
     shape=(config.eval.batch_size, *few['image'].shape[1:])
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
-  yield 'init', jax.jit(method.init), (key, previous)
-  yield (
-    'train_step', jax.jit(method.train_step, donate_argnums=0), (state, batch)
-  )  # fmt: skip
+  once = stages.ONCE if jax.default_backend() == 'cpu' else None
+  init = jax.jit(method.init, compiler_options=once)
+  yield 'init', init, (key, previous)
+  step = jax.jit(guard.guarded(method.train_step), donate_argnums=(0, 1))
+  yield 'train_step', step, (state, guard.healthy(), batch)
   if method.pictures:
     shown = {k: few[k] for k in ('image', 'label')}
     yield 'pictures', jax.jit(method.pictures), (state, shown)
