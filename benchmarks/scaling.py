@@ -32,7 +32,7 @@ STEPS = ('gan', 'encoder', 'unet')
 SIZES = ('64', '128', '256', '512', '1024')
 
 _STEPS = flags.DEFINE_list('steps', list(STEPS), 'What to compile.')
-_SIZES = flags.DEFINE_list('resolutions', list(SIZES), 'Sides of the images.')
+_SIZES = flags.DEFINE_list('sides', list(SIZES), 'Sides of the images.')
 _BATCHES = flags.DEFINE_list(
   'batches', ['4', '8'], 'Labelled, and as many unlabelled, images.'
 )

@@ -123,6 +123,7 @@ class Checkpoints:
       score = score if np.isfinite(score) else -np.inf
       metrics = {'score': float(score)}
     self.wait()
+    self._clear()  # threads of a failed save may have written on
     self._saving = step
     if hosts.several() and not self._room(state):
       self._tell('the disk is full')
@@ -213,9 +214,7 @@ class Checkpoints:
     )
 
   def _open(self):
-    if not self._read_only and hosts.primary():
-      for left in self.directory.glob(f'*{UNFINISHED}*'):
-        shutil.rmtree(left, ignore_errors=True)
+    self._clear()
     # With a score alone the newest would be deleted when it is not the best.
     policies = [checkpoint_managers.LatestN(self._keep)]
     best = {}
@@ -241,6 +240,12 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self.directory, options=options)
     # Signals are agreed upon by `hosts` alone, with numbers of its own.
     self._manager.reached_preemption = lambda step: False
+
+  def _clear(self):
+    """Removes what killed and failed saves left."""
+    if not self._read_only and hosts.primary():
+      for left in self.directory.glob(f'*{UNFINISHED}*'):
+        shutil.rmtree(left, ignore_errors=True)
 
   def _finish(self):
     """Called in the background when all is written and not yet visible."""

@@ -204,7 +204,7 @@ def test_a_batch_over_devices(scaling):
 
 
 @pytest.mark.parametrize('name, value', (
-  ('steps', []), ('resolutions', ['100']), ('batches', ['x']),
+  ('steps', []), ('sides', ['100']), ('batches', ['x']),
   ('batches', ['6']), ('device_counts', ['3']),
 ))  # fmt: skip
 def test_mistakes_of_scaling(scaling, name, value):
