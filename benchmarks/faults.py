@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import app, flags
 
 from benchmarks import faults_checkpoints, faults_resume, faults_training
+from jaxseg import runtime
 from jaxseg.errors import UserError, friendly
 
 _CASES = flags.DEFINE_list('cases', None, 'Some of those listed; default: all.')
@@ -40,6 +41,8 @@ def run(name: str, scratch: Path, trials: int) -> tuple[str, str]:
   try:
     found = function(folder, trials)
     result = 'skipped' if found.startswith('skipped') else 'survived'
+  except runtime.Interrupted:  # of a training in this process: stop here
+    raise
   except Exception as error:  # one case must not end the others
     traceback.print_exc()
     lines = str(error).strip().splitlines() or [type(error).__name__]
