@@ -80,6 +80,10 @@ class Loop:
     )
     jitted = lambda function: function and jax.jit(function, out_shardings=same)
     self.pictures = jitted(run.method.pictures)
+    # Read now: files that go away later must not end the training here.
+    self.picture_batch = self.pictures and run.data.picture_batch(
+      run.config, run.mesh
+    )
     self.predict = jitted(run.method.predict and labels(run.method))
     self.skipped = 0
     self.progress = self.writer = self.batches = None
@@ -232,10 +236,9 @@ class Loop:
   def draw(self, step, state) -> None:
     if not self.pictures:
       return
-    run = self.run_
-    images = self.pictures(state, run.data.picture_batch(run.config, run.mesh))
+    images = self.pictures(state, self.picture_batch)
     images = {name: hosts.whole(x) for name, x in images.items()}
-    palette = run.data.source.palette
+    palette = self.run_.data.source.palette
     grid = visualize.grid(
       [
         visualize.colorize(x, palette) if x.ndim == 3 else x
