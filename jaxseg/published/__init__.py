@@ -1,0 +1,1 @@
+"""Published PyTorch weights as parameter trees of the networks here."""
