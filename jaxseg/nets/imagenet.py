@@ -7,8 +7,6 @@ Zisserman 2015 (VGG16), He et al. 2016 (ResNet), Sandler et al. 2018
 (MobileNetV2), in torchvision's form, with which the encoders here agree.
 """
 
-import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +18,10 @@ from flax import traverse_util
 from jaxseg.errors import UserError
 from jaxseg.nets import lpips, torch_files, torchvision_names
 from jaxseg.nets.torchvision_names import BACKBONES
+from jaxseg.published import array_files
 
 # Layers that read the image.
 FIRST = ('stem', 'conv0')
-
-# An array of an .npz may unpack to this many bytes, or times its packed size.
-MAX_UNPACKED, MAX_RATIO = 1 << 24, 20
 
 
 class Weight(NamedTuple):
@@ -255,10 +251,9 @@ def _open_torch(path):
 def _open_npz(path):
   """The same of an .npz, of which only the headers are read at first."""
   try:
-    archive = zipfile.ZipFile(path)
     return {
-      info.filename.removesuffix('.npy'): _open_npy(archive, info)
-      for info in archive.infolist()
+      key: (tensor.shape, tensor.read)
+      for key, tensor in array_files.npz(path).items()
     }
   # Anything may go wrong in a damaged file.
   except Exception as error:
@@ -267,26 +262,3 @@ def _open_npz(path):
       f'the weights {path} cannot be read ({reason}), expected the .npz of '
       'numpy.savez'
     ) from error
-
-
-def _open_npy(archive, info):
-  if info.file_size > max(MAX_UNPACKED, MAX_RATIO * info.compress_size):
-    raise ValueError(
-      f'{info.filename} unpacks from {info.compress_size} to {info.file_size} '
-      'bytes'
-    )
-  with archive.open(info) as file:
-    version = np.lib.format.read_magic(file)
-    header = {
-      (1, 0): np.lib.format.read_array_header_1_0,
-      (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, _, dtype = header(file)
-    if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
-      raise ValueError(f'{info.filename} has not the size of {shape} {dtype}')
-
-  def read():
-    with archive.open(info) as file:
-      return np.lib.format.read_array(file, allow_pickle=False)
-
-  return shape, read

@@ -23,6 +23,7 @@ import numpy as np
 from jaxseg.errors import UserError
 from jaxseg.nets import plain_pickle
 from jaxseg.nets.plain_pickle import Attributes, Global
+from jaxseg.published.source import WeightsError
 
 # A tensor may repeat elements of its storage, so that a tiny file could ask
 # for any amount of memory: more bytes than this must be in the storage.
@@ -52,7 +53,8 @@ def read(path: str) -> Any:
     be kept. Arrays of bfloat16 have the dtype of `ml_dtypes`.
 
   Raises:
-    UserError: no such file, damaged, or not of these types alone.
+    UserError: no such file.
+    WeightsError: damaged, or not of these types alone.
   """
   if not Path(path).is_file():
     raise UserError(f'the weights {path} are not a file')
@@ -66,9 +68,15 @@ def read(path: str) -> Any:
   except Exception as error:
     kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
     reason = ' '.join(f'{kind}{error}'.split())[:300]
-    raise UserError(
+    raise WeightsError(
       f'the weights {path} cannot be read ({reason}); {HOW_TO_MEND}'
     ) from error
+
+
+def is_zip(data: mmap.mmap) -> bool:
+  """Whether a zip archive is one of torch.save; damaged ones may raise."""
+  names = zipfile.ZipFile(data).namelist()
+  return any(name.split('/')[1:] == ['data.pkl'] for name in names)
 
 
 def _read_zip(data):

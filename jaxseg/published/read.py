@@ -1,0 +1,157 @@
+"""Opens files of published weights, whatever their format, as a `Source`.
+
+Nothing of a file is ever run, and neither PyTorch nor Python's unpickler is
+used: see `jaxseg.nets.plain_pickle`.
+"""
+
+import math
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxseg.errors import UserError
+from jaxseg.nets import torch_files
+from jaxseg.published import array_files
+from jaxseg.published.source import Source, Tensor, WeightsError
+
+# Dictionaries within dictionaries, and their entries: some may be shared, so
+# that a small file could describe a huge or an endless tree.
+MAX_DEPTH, MAX_ENTRIES = 16, 200_000
+
+HOW_TO_MEND = (
+  'expected tensors in plain containers, as files of torch.save, pickles of '
+  "StyleGAN2-ADA's PyTorch version, safetensors, .npz and pickled NumPy arrays "
+  'hold them: fetch the file again, or save the state dict alone with '
+  'torch.save(model.state_dict(), FILE)'
+)
+
+
+def open_source(path: str) -> Source:
+  """Opens a file, by its content and not by its name.
+
+  Args:
+    path: file of torch.save (zip or legacy), safetensors or .npz.
+
+  Returns:
+    the arrays, unread where the format allows; those of nested dictionaries
+    have keys joined by '/'. What else the file holds is in `values`, under such
+    keys: numbers, strings, None, and lists and tuples as they are. 'module.'
+    (DataParallel) is left out where all keys of a dictionary begin with it.
+
+  Raises:
+    UserError: no such file.
+    WeightsError: damaged, hostile, or of none of these formats.
+  """
+  if not Path(path).is_file():
+    raise UserError(
+      f'the weights {path} are not a file; give the path of the published file'
+    )
+  try:
+    tensors, values = _open(path)
+    for name, tensor in tensors.items():
+      _check(name, tensor)
+  except WeightsError:
+    raise
+  # Anything may go wrong in a damaged or a hostile file.
+  except Exception as error:
+    raise _damaged(path, error) from error
+  guarded = {
+    name: tensor._replace(read=_guarded(path, name, tensor.read))
+    for name, tensor in tensors.items()
+  }
+  return Source(path, guarded, values)
+
+
+def _open(path):
+  """(tensors, values) of a file."""
+  with open(path, 'rb') as file:
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+  if data[:4] == b'PK\x03\x04' and not torch_files.is_zip(data):
+    return array_files.npz(path), {}
+  if _is_safe(data):
+    tensors, metadata = array_files.safe(path, memoryview(data))
+    return tensors, {f'__metadata__/{k}': v for k, v in metadata.items()}
+  return flatten(torch_files.read(path))
+
+
+def _is_safe(data):
+  """Whether a JSON object follows a length; pickles begin with 0x80."""
+  size = int.from_bytes(data[:8], 'little')
+  return data[8:9] == b'{' and (data[:1] != b'\x80' or size <= len(data))
+
+
+def flatten(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+  """Joins the keys of nested dictionaries.
+
+  Args:
+    tree: a dictionary, of dictionaries, arrays and plain data; a list that has
+      an array as an item counts as a dictionary of its indices.
+
+  Returns:
+    (arrays, all else), by joined key.
+
+  Raises:
+    ValueError: it is no dictionary, one key occurs twice, or it is endless.
+  """
+  if not isinstance(tree, dict):
+    raise ValueError(f'the file holds a {type(tree).__name__}')
+  tensors, values = {}, {}
+  _flatten('', tree, 0, tensors, values)
+  return tensors, values
+
+
+def _flatten(prefix, tree, depth, tensors, values):
+  items = [(str(key), value) for key, value in tree.items()]
+  if items and all(key.startswith('module.') for key, _ in items):
+    items = [(key.removeprefix('module.'), value) for key, value in items]
+  for key, value in items:
+    name = prefix + key
+    if len(tensors) + len(values) >= MAX_ENTRIES or depth > MAX_DEPTH:
+      raise ValueError(
+        'its dictionaries are too deep, or have too many entries'
+      )
+    if name in tensors or name in values:
+      raise ValueError(f'two of its entries are {name}')
+    if isinstance(value, list | tuple):
+      if any(isinstance(item, np.ndarray) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+      # A dictionary without entries would leave no trace.
+      if not value:
+        values[name] = {}
+      _flatten(f'{name}/', value, depth + 1, tensors, values)
+    elif isinstance(value, np.ndarray):
+      read = lambda value=value: value
+      tensors[name] = Tensor(value.shape, value.dtype, read)
+    else:
+      values[name] = value
+
+
+def _check(name, tensor):
+  """Raises if the shape is one that no array in memory has."""
+  sizes = [max(1, size) for size in tensor.shape]
+  too_big = math.prod(sizes) * max(1, tensor.dtype.itemsize) >= 2**47
+  if len(sizes) > 32 or too_big or min(tensor.shape, default=0) < 0:
+    raise ValueError(f'{name} has the shape {tensor.shape}')
+
+
+def _guarded(path, name, read):
+  """Reads an array, whose damage in an .npz shows only then."""
+
+  def guarded():
+    try:
+      return read()
+    except Exception as error:
+      raise _damaged(path, error, f', {name} is damaged') from error
+
+  return guarded
+
+
+def _damaged(path, error, where=''):
+  kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
+  reason = ' '.join(f'{kind}{error}'.split())[:300]
+  return WeightsError(
+    f'the weights {path} cannot be read{where} ({reason}); {HOW_TO_MEND}'
+  )
