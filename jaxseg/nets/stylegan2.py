@@ -101,6 +101,7 @@ class StyledConv(nn.Module):
   features: int
   upsample: bool = False
   dtype: Dtype = None
+  conv_clamp: float = 0.0
 
   @nn.compact
   def __call__(
@@ -114,7 +115,7 @@ class StyledConv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     if noise is not None:
       x = x + (strength * noise).astype(x.dtype)
-    return leaky_relu(x + bias.astype(x.dtype))
+    return clamp(leaky_relu(x + bias.astype(x.dtype)), self.conv_clamp)
 
 
 class ToOutput(nn.Module):
@@ -122,6 +123,7 @@ class ToOutput(nn.Module):
 
   features: int
   dtype: Dtype = None
+  conv_clamp: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -134,7 +136,7 @@ class ToOutput(nn.Module):
       name='conv',
     )(x, w)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return x.astype(jnp.float32) + bias
+    return clamp(x.astype(jnp.float32) + bias, self.conv_clamp)
 
 
 class Generator(nn.Module):
@@ -150,6 +152,9 @@ class Generator(nn.Module):
     channel_max: upper limit of that.
     dtype: dtype of the convolutions, e.g. bfloat16; None: float32.
     remat: compute convolutions anew for the gradient, see `layers.remat_if`.
+    widths: channels at 4, 8, ..., resolution; (): by the rule above.
+    conv_clamp: limit of what layers give, of published half-precision
+      networks (Karras et al. 2020, Limited Data, appendix); 0: none.
   """
 
   resolution: int
@@ -161,26 +166,25 @@ class Generator(nn.Module):
   channel_max: int = 512
   dtype: Dtype = None
   remat: bool = False
+  widths: Sequence[int] = ()
+  conv_clamp: float = 0.0
 
   def setup(self):
     self.mapping_network = MappingNetwork(self.w_dim, self.mapping_depth)
-    sizes = [2**i for i in range(2, int(math.log2(self.resolution)) + 1)]
-    width = lambda size: channels_at(
-      size, self.channel_multiplier, self.channel_max
-    )
+    widths = widths_of(self)
+    same = dict(dtype=self.dtype, conv_clamp=self.conv_clamp)
     self.const = self.param(
-      'const', nn.initializers.normal(1.0), (4, 4, width(4))
+      'const', nn.initializers.normal(1.0), (4, 4, widths[0])
     )
     styled = remat_if(self.remat, StyledConv)
     output = remat_if(self.remat, ToOutput)
-    self.conv_first = styled(width(4), dtype=self.dtype)
-    self.conv_up = [
-      styled(width(s), upsample=True, dtype=self.dtype) for s in sizes[1:]
-    ]
-    self.conv = [styled(width(s), dtype=self.dtype) for s in sizes[1:]]
-    self.to_rgb = [output(self.channels, self.dtype) for _ in sizes]
+    self.conv_first = styled(widths[0], **same)
+    self.conv_up = [styled(w, upsample=True, **same) for w in widths[1:]]
+    self.conv = [styled(w, **same) for w in widths[1:]]
+    self.to_rgb = [output(self.channels, **same) for _ in widths]
     if self.num_classes:
-      self.to_seg = [output(self.num_classes, self.dtype) for _ in sizes]
+      # A label's logits are not limited, whatever the image's layers are.
+      self.to_seg = [output(self.num_classes, self.dtype) for _ in widths]
 
   def __call__(self, z: jax.Array, noise: Noise = None):
     """`synthesize` of the W+ code of z; [N, w_dim] -> (image, logits)."""
@@ -231,6 +235,28 @@ def channels_at(size: int, multiplier: float, maximum: int) -> int:
   return min(maximum, int(multiplier * 16384 / size))
 
 
+def widths_of(net: 'Generator | Discriminator') -> tuple[int, ...]:
+  """Feature channels at 4, 8, ..., resolution.
+
+  Raises:
+    ValueError: `widths` are given, but not one for each.
+  """
+  sizes = [2**i for i in range(2, int(math.log2(net.resolution)) + 1)]
+  if net.widths and len(net.widths) != len(sizes):
+    raise ValueError(
+      f'widths are {tuple(net.widths)}, but a side of {net.resolution} needs '
+      f'{len(sizes)} of them'
+    )
+  return tuple(net.widths) or tuple(
+    channels_at(s, net.channel_multiplier, net.channel_max) for s in sizes
+  )
+
+
+def clamp(x: jax.Array, limit: float) -> jax.Array:
+  """Limits x to [-limit, limit]; 0: not at all."""
+  return jnp.clip(x, -limit, limit) if limit else x
+
+
 class Discriminator(nn.Module):
   """D_r: the residual StyleGAN2 discriminator of images.
 
@@ -241,6 +267,8 @@ class Discriminator(nn.Module):
     stddev_group: images that share one minibatch standard deviation.
     dtype: dtype of the convolutions; None: float32.
     remat: compute blocks anew for the gradient, see `layers.remat_if`.
+    widths: as in `Generator`.
+    conv_clamp: as in `Generator`.
   """
 
   resolution: int
@@ -249,6 +277,8 @@ class Discriminator(nn.Module):
   stddev_group: int = 4
   dtype: Dtype = None
   remat: bool = False
+  widths: Sequence[int] = ()
+  conv_clamp: float = 0.0
 
   @nn.compact
   def __call__(
@@ -264,24 +294,21 @@ class Discriminator(nn.Module):
     Returns:
       float32 [N], high for real; or the list of features.
     """
-    width = lambda size: channels_at(
-      size, self.channel_multiplier, self.channel_max
-    )
-    size = self.resolution
-    x = EqualConv(
-      width(size), kernel_size=1, dtype=self.dtype, name='from_rgb'
-    )(image)
+    *inner, last = widths_of(self)
+    limit = self.conv_clamp
+    x = EqualConv(last, kernel_size=1, dtype=self.dtype, name='from_rgb')(image)
+    x = clamp(x, limit)
     features, block = [x], remat_if(self.remat, ResidualBlock)
-    while size > 4:
-      size //= 2
-      x = block(width(size), self.dtype, name=f'block_{size}')(x)
+    for i, width in reversed(list(enumerate(inner))):
+      x = block(width, self.dtype, limit, name=f'block_{4 * 2**i}')(x)
       features.append(x)
     if features_only:
       return features
     x = minibatch_stddev(x.astype(jnp.float32), self.stddev_group)
-    x = EqualConv(width(4), dtype=self.dtype, name='conv_last')(x)
+    x = EqualConv(inner[0], dtype=self.dtype, name='conv_last')(x)
+    x = clamp(x, limit)
     x = x.reshape(x.shape[0], -1).astype(jnp.float32)
-    x = EqualDense(width(4), activate=True, name='dense')(x)
+    x = EqualDense(inner[0], activate=True, name='dense')(x)
     return EqualDense(1, name='score')(x)[:, 0]
 
 
@@ -290,11 +317,13 @@ class ResidualBlock(nn.Module):
 
   features: int
   dtype: Dtype = None
+  conv_clamp: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, I] -> [N, H / 2, W / 2, features]."""
-    y = EqualConv(x.shape[-1], dtype=self.dtype, name='conv1')(x)
+    limit = lambda x: clamp(x, self.conv_clamp)
+    y = limit(EqualConv(x.shape[-1], dtype=self.dtype, name='conv1')(x))
     y = EqualConv(
       self.features, downsample=True, dtype=self.dtype, name='conv2'
     )(y)
@@ -307,7 +336,7 @@ class ResidualBlock(nn.Module):
       dtype=self.dtype,
       name='skip',
     )(x)
-    return (y + skip) / math.sqrt(2.0)
+    return (limit(y) + limit(skip)) / math.sqrt(2.0)
 
 
 def minibatch_stddev(x: jax.Array, group_size: int) -> jax.Array:

@@ -39,12 +39,14 @@ class Converted(NamedTuple):
     extras: nested dict of `source.Entry`: 'w_avg' [D] or [L, D], 'noise' {'0':
       [1, h, w, 1], ..}, the maps stored with a generator.
     remarks: sentences for the user, e.g. on settings that are not used.
+    adds_w_avg: whether 'w_avg' is to be added to what the encoder gives.
   """
 
   kind: str
   networks: dict[str, Network]
   extras: dict[str, Any]
   remarks: tuple[str, ...] = ()
+  adds_w_avg: bool = False
 
 
 def module(arch: str, settings: dict[str, Any]) -> nn.Module:
