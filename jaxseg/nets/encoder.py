@@ -1,7 +1,8 @@
 """E: a feature pyramid network from an image to a W+ code.
 
 Sources: Lin et al., Feature Pyramid Networks (CVPR 2017); Richardson et al.,
-Encoding in Style (pSp, CVPR 2021), section 3; Li et al. (CVPR 2021), 3.2.
+Encoding in Style (pSp, CVPR 2021), section 3; Li et al. (CVPR 2021), 3.2;
+Karras et al., StyleGAN2 (CVPR 2020), appendix B, for `ResidualEncoder`.
 """
 
 import math
@@ -14,11 +15,17 @@ import jax.numpy as jnp
 from jaxseg.nets.layers import (
   Conv,
   Dtype,
+  EqualConv,
   EqualDense,
   normalize,
   remat_if,
 )
-from jaxseg.nets.stylegan2 import num_latents
+from jaxseg.nets.stylegan2 import (
+  ResidualBlock,
+  minibatch_stddev,
+  num_latents,
+  widths_of,
+)
 
 
 class Bottleneck(nn.Module):
@@ -101,17 +108,26 @@ class FeaturePyramid(nn.Module):
 
 
 class StyleHead(nn.Module):
-  """One style vector out of a feature map, by strided convolutions."""
+  """One style vector out of a feature map, by strided convolutions.
+
+  Attributes:
+    w_dim: width of the style.
+    depth: convolutions.
+    dtype: dtype of the convolutions; None: that of the map.
+    width: channels of the convolutions; None: those of the map.
+  """
 
   w_dim: int
   depth: int
   dtype: Dtype = None
+  width: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, S, S, F] -> [N, w_dim]; S must not exceed 2**depth."""
+    width = self.width or x.shape[-1]
     for i in range(self.depth):
-      x = Conv(x.shape[-1], 3, 2, dtype=self.dtype, name=f'conv{i}')(x)
+      x = Conv(width, 3, 2, dtype=self.dtype, name=f'conv{i}')(x)
       x = nn.leaky_relu(x, 0.01)
     x = x.astype(jnp.float32).reshape(x.shape[0], -1)
     return EqualDense(self.w_dim, name='dense')(x)
@@ -125,7 +141,7 @@ class Encoder(nn.Module):
     w_dim: width of each style.
     width: channels of the stem (64 for ResNet-50).
     depths: blocks of each stage.
-    features: channels of the pyramid and the heads.
+    features: channels of the pyramid.
     head_depths: convolutions of the heads on p4, p3, p2; None: as many as
       bring the map to one pixel. The published choice is (4, 5, 6), which
       fits up to resolution 256.
@@ -133,6 +149,7 @@ class Encoder(nn.Module):
     dtype: dtype of the convolutions; None: float32.
     remat: compute blocks and heads anew for the gradient, see
       `layers.remat_if`.
+    head_width: channels of the heads; None: those of the pyramid.
   """
 
   resolution: int
@@ -144,6 +161,7 @@ class Encoder(nn.Module):
   norm: str = 'group'
   dtype: Dtype = None
   remat: bool = False
+  head_width: int | None = None
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -171,9 +189,59 @@ class Encoder(nn.Module):
     styles, style_head = [], remat_if(self.remat, StyleHead)
     for i in range(num_latents(self.resolution)):
       level = 0 if i < 3 else 1 if i < 7 else 2
-      head = style_head(self.w_dim, depths[level], self.dtype, name=f'style{i}')
+      head = style_head(
+        self.w_dim, depths[level], self.dtype, self.head_width, name=f'style{i}'
+      )
       styles.append(head((p4, p3, p2)[level]))
     return jnp.stack(styles, axis=1)
+
+
+class ResidualEncoder(nn.Module):
+  """E with the body of D_r: image -> W+, every style from the same 4x4 map.
+
+  Attributes:
+    resolution: side of the input, a power of two >= 8.
+    w_dim: width of each style.
+    channel_multiplier: as in `stylegan2.Generator`.
+    channel_max: as in `stylegan2.Generator`.
+    stddev_group: images that share one minibatch standard deviation.
+    dtype: dtype of the convolutions; None: float32.
+    remat: compute blocks anew for the gradient, see `layers.remat_if`.
+    widths: as in `stylegan2.Generator`.
+  """
+
+  resolution: int
+  w_dim: int = 512
+  channel_multiplier: float = 2.0
+  channel_max: int = 512
+  stddev_group: int = 4
+  dtype: Dtype = None
+  remat: bool = False
+  widths: Sequence[int] = ()
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    """Encodes images.
+
+    Args:
+      image: float32 [N, R, R, C] in [-1, 1]; N must be divisible by
+        min(N, stddev_group), and a code depends on its group.
+      train: unused, as every encoder is called alike.
+
+    Returns:
+      float32 [N, L, w_dim], to which the caller adds the mean w.
+    """
+    *inner, last = widths_of(self)
+    x = EqualConv(last, kernel_size=1, dtype=self.dtype, name='from_rgb')(image)
+    block = remat_if(self.remat, ResidualBlock)
+    for i, width in reversed(list(enumerate(inner))):
+      x = block(width, self.dtype, name=f'block_{4 * 2**i}')(x)
+    x = minibatch_stddev(x.astype(jnp.float32), self.stddev_group)
+    x = EqualConv(inner[0], dtype=self.dtype, name='conv_last')(x)
+    x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    length = num_latents(self.resolution)
+    x = EqualDense(length * self.w_dim, name='dense')(x)
+    return x.reshape(x.shape[0], length, self.w_dim)
 
 
 def num_convs_to_pixel(size: int) -> int:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from jaxseg.nets import discriminators, encoder, stylegan2
+from jaxseg.nets import discriminators, encoder, ir_se, stylegan2
 
 # arch -> module; its attributes are the settings.
 ARCHS: dict[str, Any] = {
@@ -12,6 +12,9 @@ ARCHS: dict[str, Any] = {
   'stylegan2_discriminator': stylegan2.Discriminator,
   'multiscale_discriminator': discriminators.MultiscaleDiscriminator,
   'fpn_encoder': encoder.Encoder,
+  'residual_encoder': encoder.ResidualEncoder,
+  'psp_encoder': ir_se.PSPEncoder,
+  'e4e_encoder': ir_se.E4EEncoder,
 }
 
 

@@ -1,0 +1,306 @@
+"""The published encoders of images into W+: SemanticGAN's two, pSp's, e4e's.
+
+Networks: Li et al., Semantic Segmentation with Generative Models (CVPR 2021),
+section 3.2; Richardson et al., Encoding in Style (pSp, CVPR 2021), section 3;
+Tov et al., Designing an Encoder for StyleGAN Image Manipulation (e4e, SIGGRAPH
+2021), section 4.
+"""
+
+from jaxseg.nets.ir_se import STRIDES, head_level
+from jaxseg.published.networks import Network
+from jaxseg.published.source import (
+  Source,
+  WeightsError,
+  batch_norm,
+  conv,
+  dense,
+)
+from jaxseg.published.stylegan2 import (
+  discriminator_body,
+  flat_map,
+  refuse_left,
+)
+
+# Units of each stage of the only body that pSp and e4e were published with.
+IR_50 = (3, 4, 14, 3)
+# Of SemanticGAN's pyramid: name there, here, stage that is read by a 1x1.
+PYRAMID = (
+  ('toplayer', 'top', 3), ('latlayer1', 'lateral4', 2),
+  ('latlayer2', 'lateral3', 1), ('latlayer3', 'lateral2', 0),
+  ('smooth1', 'smooth4', None), ('smooth2', 'smooth3', None),
+  ('smooth3', 'smooth2', None),
+)  # fmt: skip
+# The spelling is theirs.
+GROUPS = ('course_styles', 'medium_styles', 'fine_styles')
+
+
+def semanticgan_encoder(source: Source) -> Network:
+  """Converts SemanticGAN's encoder, whichever of the two it is.
+
+  Raises:
+    WeightsError: as `fpn`.
+  """
+  is_residual = 'convs.0.0.weight' in source
+  return residual(source) if is_residual else fpn(source)
+
+
+def fpn(source: Source) -> Network:
+  """Converts SemanticGAN's encoder on a feature pyramid: 'FPN_module.', ...
+
+  Args:
+    source: the part of a file that holds it.
+
+  Returns:
+    arch 'fpn_encoder' with 'params' and 'batch_stats'.
+
+  Raises:
+    WeightsError: arrays are missing, have another shape or are too many.
+  """
+  part = source.under('FPN_module.')
+  width = part.shape('conv1.weight', 4)[0]
+  features = part.shape('toplayer.weight', 4)[0]
+  depths = [part.count(rf'layer{i}\.(\d+)\.conv1\.weight') for i in range(1, 5)]
+  params, stats = {}, {}
+  trees = params, stats
+  names = ('conv1', 'bn1'), ('stem', 'norm_stem')
+  _conv_norm(part, trees, *names, (width, None, 7))
+  fan_in, widths = width, []
+  for i, depth in enumerate(depths):
+    for j in range(depth):
+      block = part.under(f'layer{i + 1}.{j}.')
+      ours = f'stage{i}_block{j}'
+      params[ours], stats[ours] = _bottleneck(
+        block, width * 2**i, fan_in, i > 0 and j == 0
+      )
+      fan_in = 4 * width * 2**i
+    widths.append(fan_in)
+  for theirs, ours, level in PYRAMID:
+    shape = (widths[level], 1) if level is not None else (features, 3)
+    params[ours] = conv(part, theirs, features, *shape)
+  places = _fpn_heads(source)
+  heads, settings = _heads(source, places, features)
+  refuse_left(source, 'this encoder')
+  settings |= {
+    'resolution': 2 ** (len(places) // 2 + 1), 'width': width,
+    'depths': depths, 'features': features, 'norm': 'batch',
+  }  # fmt: skip
+  params, stats = {'pyramid': params, **heads}, {'pyramid': stats}
+  return Network(
+    'fpn_encoder', settings, {'params': params, 'batch_stats': stats}
+  )
+
+
+def residual(source: Source) -> Network:
+  """Converts SemanticGAN's encoder on D_r's body: keys of D_r, one last layer.
+
+  Args:
+    source: the part of a file that holds it.
+
+  Returns:
+    arch 'residual_encoder' with 'params'.
+
+  Raises:
+    WeightsError: as `fpn`.
+  """
+  params, widths = discriminator_body(source)
+  # Published as a layer, or as a sequence of one.
+  single = 'final_linear.weight' in source
+  name = 'final_linear' if single else 'final_linear.0'
+  outputs, length = source.shape(f'{name}.weight', 2)[0], 2 * len(widths)
+  if outputs % length:
+    raise WeightsError(
+      f'the weights {source.path} hold {source.prefix}{name}.weight of '
+      f'{outputs} outputs, expected a multiple of the {length} styles of a '
+      f'generator of size {2 * 2 ** len(widths)}; is the file of another kind?'
+    )
+  params['dense'] = flat_map(source, name, outputs, widths[0])
+  refuse_left(source, 'this encoder')
+  settings = {
+    'resolution': 2 * 2 ** len(widths), 'w_dim': outputs // length,
+    'widths': widths,
+  }  # fmt: skip
+  return Network('residual_encoder', settings, {'params': params})
+
+
+def psp(source: Source, arch: str) -> Network:
+  """Converts the encoder of pSp or of e4e, whose keys are the same.
+
+  Args:
+    source: the part of a file that holds it: keys 'input_layer.0.weight', ...
+    arch: 'psp_encoder' or 'e4e_encoder'.
+
+  Returns:
+    that arch with 'params' and 'batch_stats'.
+
+  Raises:
+    WeightsError: as `fpn`; also an encoder of the same authors without heads
+      or without a pyramid.
+  """
+  _refuse_other_encoders(source)
+  units, widths = _stages(source)
+  body, stats, stem, se_widths = _body(source, units, widths)
+  params = {'body': body}
+  for theirs, ours, level in (
+    ('latlayer1', 'lateral3', 2), ('latlayer2', 'lateral2', 1)
+  ):  # fmt: skip
+    params[ours] = conv(source, theirs, widths[-1], widths[level], 1)
+  count = source.count(r'styles\.(\d+)\.linear\.weight')
+  places = [f'styles.{i}' for i in range(count)]
+  heads, settings = _heads(source, places, widths[-1])
+  refuse_left(source, 'this encoder')
+  settings |= {
+    'input_size': STRIDES[0] * 2 ** settings['head_depths'][0],
+    'num_styles': count, 'units': units, 'widths': widths, 'stem_width': stem,
+    'se_widths': se_widths,
+  }  # fmt: skip
+  variables = {'params': params | heads, 'batch_stats': {'body': stats}}
+  return Network(arch, settings, variables)
+
+
+def _conv_norm(source, trees, theirs, ours, shape):
+  """Puts a convolution without bias and its batch norm into the trees.
+
+  `theirs` and `ours` name the two, `shape` is (features, fan in, size).
+  """
+  params, stats = trees
+  params[ours[0]] = conv(source, theirs[0], *shape, bias=False)
+  params[ours[1]], stats[ours[1]] = batch_norm(source, theirs[1], shape[0])
+
+
+def _bottleneck(source, width, fan_in, is_strided):
+  """(params, stats) of a block of the feature pyramid's ResNet."""
+  trees = {}, {}
+  shapes = (width, fan_in, 1), (width, width, 3), (4 * width, width, 1)
+  for i, shape in enumerate(shapes, start=1):
+    names = (f'conv{i}', f'bn{i}'), (f'conv{i}', f'norm{i}')
+    _conv_norm(source, trees, *names, shape)
+  if is_strided or fan_in != 4 * width:
+    names = ('shortcut.0', 'shortcut.1'), ('conv0', 'norm0')
+    _conv_norm(source, trees, *names, (4 * width, fan_in, 1))
+  return trees
+
+
+def _fpn_heads(source):
+  """Names of SemanticGAN's heads, coarse to fine."""
+  counts = [source.count(rf'{g}\.(\d+)\.linear\.weight') for g in GROUPS]
+  if counts[:2] != [3, 4] or counts[2] % 2 == 0:
+    if not counts[0]:
+      raise source.missing(f'{GROUPS[0]}.0.linear.weight')
+    raise WeightsError(
+      f'the weights {source.path} hold {counts[0]}, {counts[1]} and '
+      f'{counts[2]} heads of {", ".join(GROUPS)}, expected 3, 4 and an odd '
+      'number; is the file damaged?'
+    )
+  groups = zip(GROUPS, counts, strict=True)
+  return [f'{group}.{i}' for group, count in groups for i in range(count)]
+
+
+def _heads(source, places, channels):
+  """Heads of maps of that many channels: (parameters, settings)."""
+  width = source.shape(f'{places[0]}.convs.0.weight', 4)[0]
+  w_dim = source.shape(f'{places[0]}.linear.weight', 2)[0]
+  depths, params = [], {}
+  for i, place in enumerate(places):
+    if head_level(i) == len(depths):
+      depths.append(_depth(source, place))
+    head = {'dense': dense(source, f'{place}.linear', w_dim, width)}
+    for j in range(depths[head_level(i)]):
+      # Odd places of the published sequence are activations.
+      name = f'{place}.convs.{2 * j}'
+      head[f'conv{j}'] = conv(source, name, width, width if j else channels, 3)
+    params[f'style{i}'] = head
+  while len(depths) < len(STRIDES):  # of a generator of few styles
+    depths.append(depths[-1] + 1)
+  settings = {'head_depths': depths, 'head_width': width, 'w_dim': w_dim}
+  return params, settings
+
+
+def _depth(source, place):
+  """Convolutions of a head."""
+  depth = 1
+  while f'{place}.convs.{2 * depth}.weight' in source:
+    depth += 1
+  return depth
+
+
+def _refuse_other_encoders(source):
+  """Refuses what the authors published beside pSp's and e4e's encoders."""
+  has_body = 'body.0.res_layer.1.weight' in source
+  for key, found in (
+    ('styles.0.linear.weight', 'an encoder without a head for each style'),
+    ('latlayer1.weight', 'an encoder without a feature pyramid'),
+  ):
+    if has_body and key not in source:
+      raise WeightsError(
+        f'the weights {source.path} hold {found} (no {source.prefix}{key}), '
+        'expected one of pSp (GradualStyleEncoder) or e4e (Encoder4Editing); '
+        'convert a checkpoint of one of these, or the decoder alone'
+      )
+
+
+def _stages(source):
+  """([units], [width]) of the body's four stages."""
+  count = source.count(r'body\.(\d+)\.res_layer\.1\.weight')
+  if not count:
+    raise source.missing('body.0.res_layer.1.weight')
+  widths = [
+    source.shape(f'body.{i}.res_layer.3.weight', 4)[0] for i in range(count)
+  ]
+  starts = [i for i in range(count) if not i or widths[i] != widths[i - 1]]
+  # Neighbouring stages may be equally wide.
+  published = [sum(IR_50[:i]) for i in range(len(IR_50))]
+  if count == sum(IR_50) and set(starts) <= set(published):
+    starts = published
+  if len(starts) != len(IR_50):
+    raise WeightsError(
+      f'the weights {source.path} hold a body of {count} units '
+      f'({source.prefix}body) whose width changes {len(starts) - 1} times, '
+      f'expected {sum(IR_50)} units, or four stages of different widths; is '
+      'the file of another kind?'
+    )
+  ends = [*starts[1:], count]
+  units = [end - start for start, end in zip(starts, ends, strict=True)]
+  return units, [widths[start] for start in starts]
+
+
+def _body(source, units, widths):
+  """(params, stats, stem's width, SE's width of each stage)."""
+  fan_in = stem = source.shape('input_layer.0.weight', 4)[0]
+  trees = params, stats = {}, {}
+  names = ('input_layer.0', 'input_layer.1'), ('stem', 'norm_stem')
+  _conv_norm(source, trees, *names, (stem, None, 3))
+  params['prelu_stem'] = {
+    'slope': source.entry('input_layer.2.weight', (stem,))
+  }
+  se_widths, place = [], 0
+  for i, (count, width) in enumerate(zip(units, widths, strict=True)):
+    squeeze = f'body.{place}.res_layer.5.fc1.weight'
+    se_widths.append(source.shape(squeeze, 4)[0] if squeeze in source else 0)
+    for j in range(count):
+      ours, part = f'stage{i}_unit{j}', source.under(f'body.{place}.')
+      params[ours], stats[ours] = _unit(part, width, fan_in, se_widths[-1])
+      fan_in, place = width, place + 1
+  return params, stats, stem, se_widths
+
+
+def _unit(source, width, fan_in, se_width):
+  """(params, stats) of a residual unit."""
+  layers = source.under('res_layer.')
+  trees = params, stats = {}, {}
+  params['norm1'], stats['norm1'] = batch_norm(layers, '0', fan_in)
+  params['conv1'] = conv(layers, '1', width, fan_in, 3, bias=False)
+  params['prelu'] = {'slope': layers.entry('2.weight', (width,))}
+  names = ('3', '4'), ('conv2', 'norm2')
+  _conv_norm(layers, trees, *names, (width, width, 3))
+  if se_width:
+    params['se'] = {
+      'squeeze': conv(layers, '5.fc1', se_width, width, 1, bias=False),
+      'excite': conv(layers, '5.fc2', width, se_width, 1, bias=False),
+    }
+  if fan_in != width:
+    names = (
+      ('shortcut_layer.0', 'shortcut_layer.1'),
+      ('shortcut', 'norm_shortcut'),
+    )
+    _conv_norm(source, trees, *names, (width, fan_in, 1))
+  return trees
