@@ -6,7 +6,7 @@ et al. 2018 (MobileNetV2), in torchvision's form.
 
 from collections.abc import Iterator
 
-from jaxseg.nets import lpips
+from jaxseg.nets import lpips_shapes
 from jaxseg.nets.resnet import DEPTHS
 
 # Residual blocks of each stage.
@@ -63,7 +63,7 @@ def _resnet(backbone):
 
 def _vgg(has_norm):
   place, i = 0, 0
-  for group in lpips.GROUPS:
+  for group in lpips_shapes.GROUPS:
     for _ in group:
       yield f'features.{place}', f'conv{i}', True, True
       if has_norm:
