@@ -2,18 +2,23 @@
 
 A pickle is a program that may call any function of any module. This machine
 knows the opcodes that build plain containers, and calls only the functions it
-was given; what it is made to hold stays in proportion to the pickle.
+was given; what it is made to do and to hold stays in proportion to the pickle.
+Long strings of bytes are views of the file.
 
 Source: the opcodes, as Python's module `pickletools` describes them.
 """
 
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any
 
-# Bytes of a pickle: names and shapes, the numbers of arrays lie elsewhere.
+# Bytes of a pickle: names and shapes. Long literals, such as the numbers of
+# arrays, do not count.
 MAX_BYTES = 8 << 20
+LONG_LITERAL = 1 << 16
+# What an opcode costs that may take memory, in bytes.
+COST = 16
 
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 TUPLES = ('EMPTY_TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3')
@@ -22,7 +27,7 @@ LITERALS = {
   'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT',
   'BINFLOAT', 'STRING', 'BINSTRING', 'SHORT_BINSTRING', 'UNICODE',
   'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BINBYTES',
-  'SHORT_BINBYTES', 'BINBYTES8',
+  'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8',
 }  # fmt: skip
 
 
@@ -43,30 +48,91 @@ class Attributes(dict):
   """The attributes of an object, as plain data."""
 
 
+@dataclass(eq=False)
+class Unfilled:
+  """An object that gets its content from the opcode BUILD.
+
+  Attributes:
+    fill: takes the content, returns the plain data that the object is then.
+    keys: where the memo has it.
+  """
+
+  fill: Callable[[Any], Any]
+  keys: list[int] = field(default_factory=list)
+
+
+class View:
+  """A stream over a buffer, which hands out long parts without copying them."""
+
+  def __init__(self, data: Any):
+    """data: anything that has the buffer interface, such as bytes."""
+    self.data, self.at = memoryview(data), 0
+
+  def read(self, size: int) -> bytes | memoryview:
+    """The next `size` bytes, or as many as are left."""
+    part = self.data[self.at : self.at + size]
+    self.at += len(part)
+    return part if len(part) >= LONG_LITERAL else bytes(part)
+
+  def readline(self) -> bytes:
+    """The next line, cut at the length of a long literal."""
+    part = bytes(self.data[self.at : self.at + LONG_LITERAL])
+    part = part[: part.find(b'\n') + 1 or None]
+    self.at += len(part)
+    return part
+
+  def tell(self) -> int:
+    """The place of the next byte."""
+    return self.at
+
+
+class Budget:
+  """What pickles may cost, in bytes."""
+
+  def __init__(self):
+    self.left = MAX_BYTES
+
+  def spend(self, cost: int) -> None:
+    """Raises ValueError if that is more than is left."""
+    self.left -= cost
+    if self.left < 0:
+      raise ValueError(
+        f'its pickle has more than {MAX_BYTES} bytes of structure'
+      )
+
+
 def run(
-  stream: BinaryIO,
-  names: Mapping[tuple[str, str], Global],
+  stream: View,
+  names: Mapping[tuple[str, str], Any],
   persistent: Callable[[tuple], Any] | None = None,
+  budget: Budget | None = None,
 ) -> Any:
   """Reads one pickle, of any protocol.
 
   Args:
     stream: at the pickle's first byte; afterwards just behind its last.
-    names: (module, name) -> what may be asked for.
+    names: (module, name) -> what is found there: a `Global` or plain data.
     persistent: makes an object out of a persistent id; it must not trust it.
+    budget: shared with other pickles; None: one of its own.
 
   Returns:
-    dict, list, tuple, str, bytes, int, float, bool, None, and what `names` and
-    `persistent` gave. The containers may share parts.
+    dict, list, tuple, set, frozenset, str, bytes, memoryview (of bytes), int,
+    float, bool, None, and what `names` and `persistent` gave. The containers
+    may share parts.
 
   Raises:
     ValueError: an opcode, a name or a key outside these, or too long a pickle.
     Exception: of any other kind, from a damaged pickle.
   """
-  machine, begin = _Machine(names, persistent), stream.tell()
+  budget = budget or Budget()
+  machine, last = _Machine(names, persistent, budget), stream.tell()
   for opcode, argument, position in pickletools.genops(stream):
-    if position - begin > MAX_BYTES:
-      raise ValueError(f'its pickle has more than {MAX_BYTES} bytes')
+    budget.spend(position - last)
+    last = position
+    if isinstance(argument, str | bytes | bytearray | memoryview):
+      if len(argument) >= LONG_LITERAL:
+        # It may be copied once, as bytes written as str are.
+        last, budget.left = stream.tell(), budget.left + len(argument)
     machine.step(opcode.name, argument)
   return machine.pop()
 
@@ -78,15 +144,23 @@ def mapping(pairs: Iterable[tuple[Any, Any]] = ()) -> dict:
     # Among others, hashing a deeply nested tuple would overflow the stack.
     if not isinstance(key, str | bytes | int | float | None):
       raise ValueError(f'a key of a dictionary is a {type(key).__name__}')
+    # Many long integers of one hash would take forever.
+    if isinstance(key, int) and key.bit_length() > 64:
+      raise ValueError('a key of a dictionary has more than 64 bits')
     result[key] = value
   return result
+
+
+def members(items: Iterable[Any] = ()) -> set:
+  """A set of strings, numbers or None."""
+  return set(mapping((item, None) for item in items))
 
 
 class _Machine:
   """A stack, a memo, and the opcodes that build plain data."""
 
-  def __init__(self, names, persistent):
-    self.names, self.persistent = names, persistent
+  def __init__(self, names, persistent, budget):
+    self.names, self.persistent, self.budget = names, persistent, budget
     self.stack, self.below, self.memo = [], [], {}
 
   def step(self, name, argument):
@@ -94,13 +168,21 @@ class _Machine:
       self.push(argument)
     elif name in CONSTANTS:
       self.push(CONSTANTS[name])
-    elif name in ('GLOBAL', 'STACK_GLOBAL'):
+    elif name in ('GET', 'BINGET', 'LONG_BINGET'):
+      self.push(self.memo[argument])
+    else:
+      self.budget.spend(COST)
+      self.work(name, argument)
+
+  def work(self, name, argument):
+    """Opcodes that take memory."""
+    if name in ('GLOBAL', 'STACK_GLOBAL'):
       self.push(self.look_up(argument))
     elif name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
       key = len(self.memo) if name == 'MEMOIZE' else argument
       self.memo[key] = self.stack[-1]
-    elif name in ('GET', 'BINGET', 'LONG_BINGET'):
-      self.push(self.memo[argument])
+      if isinstance(self.stack[-1], Unfilled):
+        self.stack[-1].keys.append(key)
     elif name in ('BINPERSID', 'REDUCE', 'NEWOBJ', 'BUILD'):
       getattr(self, name.lower())()
     elif name == 'MARK':
@@ -114,7 +196,7 @@ class _Machine:
       self.contain(name)
 
   def contain(self, name):
-    """Opcodes of tuples, lists and dictionaries."""
+    """Opcodes of tuples, lists, dictionaries and sets."""
     if name in TUPLES:
       items = [self.pop() for _ in range(TUPLES.index(name))]
       self.push(tuple(items[::-1]))
@@ -134,6 +216,13 @@ class _Machine:
     elif name == 'SETITEMS':
       items = self.to_mark()
       self.top(dict).update(mapping(_pairs(items)))
+    elif name == 'EMPTY_SET':
+      self.push(set())
+    elif name == 'ADDITEMS':
+      items = members(self.to_mark())
+      self.top(set).update(items)
+    elif name == 'FROZENSET':
+      self.push(frozenset(members(self.to_mark())))
     else:
       raise ValueError(f'its pickle has the opcode {name}')
 
@@ -168,15 +257,28 @@ class _Machine:
     arguments, function = self.pop(), self.pop()
     if not isinstance(function, Global) or function.build is None:
       raise ValueError('its pickle calls what is no function')
+    if not isinstance(arguments, tuple):
+      raise ValueError('its pickle calls a function without arguments')
+    self.budget.spend(len(arguments))
+    for argument in arguments:  # the function may copy them
+      if isinstance(argument, str | list | tuple | dict | set | frozenset):
+        self.budget.spend(len(argument))
     self.push(function.build(*arguments))
 
   newobj = reduce
 
   def build(self):
-    """Fills `Attributes`; leaves out those of a dictionary."""
-    state = self.pop()
-    if isinstance(self.top(dict), Attributes):
-      self.top(dict).update(mapping(state.items()))
+    """Fills `Attributes` and `Unfilled`; leaves out those of a dictionary."""
+    state, target = self.pop(), self.stack[-1]
+    if isinstance(target, Unfilled):
+      self.stack[-1] = target.fill(state)
+      keys, target.keys = target.keys, []
+      for key in keys:
+        if self.memo[key] is target:
+          self.memo[key] = self.stack[-1]
+    elif isinstance(self.top(dict), Attributes):
+      self.budget.spend(len(state))
+      target.update(mapping(state.items()))
 
   def binpersid(self):
     if self.persistent is None:

@@ -8,26 +8,26 @@ and as its files show them.
 """
 
 import functools
-import io
-import math
 import mmap
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.nets import plain_pickle
-from jaxseg.nets.plain_pickle import Attributes, Global
+from jaxseg.nets.plain_names import sizes
+from jaxseg.nets.plain_pickle import Global, View
+from jaxseg.nets.torch_names import GLOBALS, tensor
 from jaxseg.published.source import WeightsError
 
-# A tensor may repeat elements of its storage, so that a tiny file could ask
-# for any amount of memory: more bytes than this must be in the storage.
-MAX_REPEATED = 1 << 20
+LOAD = ('torch.storage', '_load_from_bytes')
+# Storages within pickles, see `_run`.
+MAX_NESTED = 2
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -46,11 +46,12 @@ def read(path: str) -> Any:
     path: of the file, in the zip or in the legacy format, little-endian.
 
   Returns:
-    what was saved, of dict (also for OrderedDict), list, tuple, str, bytes,
-    int, float, bool, None and read-only NumPy arrays; a torch.Size is a tuple,
-    a torch.device a str, an argparse.Namespace a dict. The arrays are views of
-    the mapped file, so that they take no memory of their own: copy what is to
-    be kept. Arrays of bfloat16 have the dtype of `ml_dtypes`.
+    what was saved, of dict (also for OrderedDict), list, tuple, set, str,
+    bytes, int, float, bool, None and read-only NumPy arrays; a torch.Size is a
+    tuple, a torch.device, a torch.dtype and a path are str, an
+    argparse.Namespace is a dict, a NumPy scalar a number. The arrays are views
+    of the mapped file, so that they take no memory of their own: copy what is
+    to be kept. Arrays of bfloat16 have the dtype of `ml_dtypes`.
 
   Raises:
     UserError: no such file.
@@ -61,9 +62,7 @@ def read(path: str) -> Any:
   try:
     with open(path, 'rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if data[:4] == b'PK\x03\x04':
-      return _read_zip(data)
-    return _read_legacy(data)
+    return parse(data)
   # Anything may go wrong in a damaged or a hostile file.
   except Exception as error:
     kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
@@ -71,6 +70,36 @@ def read(path: str) -> Any:
     raise WeightsError(
       f'the weights {path} cannot be read ({reason}); {HOW_TO_MEND}'
     ) from error
+
+
+def parse(data: mmap.mmap) -> Any:
+  """As `read`, of a mapped file; any exception tells of damage."""
+  if data[:4] == b'PK\x03\x04':
+    return _read_zip(data)
+  return _read_legacy(View(data))
+
+
+def parse_pickle(data: mmap.mmap, more: Mapping[tuple[str, str], Any]) -> Any:
+  """The same of one pickle that was not made by torch.save.
+
+  Args:
+    data: the mapped file.
+    more: see `plain_pickle.run`.
+  """
+  stream = View(data)
+  value = _run(stream, None, more=more)
+  if stream.tell() != len(data):
+    raise ValueError('something follows its pickle')
+  return value
+
+
+def is_legacy(data: mmap.mmap) -> bool:
+  """Whether torch.save wrote it, before PyTorch 1.6 or asked to do as then."""
+  head = data[:64]
+  return (
+    LEGACY_MAGIC.to_bytes(10, 'little') in head
+    or str(LEGACY_MAGIC).encode() in head
+  )
 
 
 def is_zip(data: mmap.mmap) -> bool:
@@ -81,7 +110,15 @@ def is_zip(data: mmap.mmap) -> bool:
 
 def _read_zip(data):
   """FOLDER/data.pkl is the pickle, FOLDER/data/KEY are the storages."""
-  entries = {i.filename: i for i in zipfile.ZipFile(data).infolist()}
+  infos = zipfile.ZipFile(data).infolist()
+  entries = {info.filename: info for info in infos}
+  if len(entries) < len(infos):
+    raise ValueError('two entries of the archive have one name')
+  if sum(info.compress_size for info in infos) > len(data):
+    raise ValueError('the archive promises more than it holds')
+  for name in entries:
+    if name.startswith('/') or '..' in name.split('/'):
+      raise ValueError(f'{name!r:.50} is outside the archive')
   pickles = [name for name in entries if name.split('/')[1:] == ['data.pkl']]
   if len(pickles) != 1:
     raise ValueError('the zip archive is not one of torch.save')
@@ -102,9 +139,7 @@ def _read_zip(data):
     if data[start:stop] != b'little':
       raise ValueError('its numbers are big-endian')
   start, stop = region(pickles[0])
-  if stop - start > plain_pickle.MAX_BYTES:
-    raise ValueError(f'its pickle has {stop - start} bytes')
-  return _run(io.BytesIO(data[start:stop]), storage_of)
+  return _run(View(memoryview(data)[start:stop]), storage_of)
 
 
 def _stored(data, info):
@@ -112,6 +147,8 @@ def _stored(data, info):
   start = info.header_offset
   if info.compress_type != zipfile.ZIP_STORED:
     raise ValueError(f'{info.filename} is compressed')
+  if info.file_size != info.compress_size:
+    raise ValueError(f'{info.filename} has two sizes')
   if start < 0 or data[start : start + 4] != b'PK\x03\x04':
     raise ValueError(f'{info.filename} is not where the archive says')
   start += 30 + sum(struct.unpack('<HH', data[start + 26 : start + 30]))
@@ -125,18 +162,24 @@ def _stored(data, info):
   return start, stop
 
 
-def _read_legacy(data):
-  """Pickles of magic, protocol, machine, object and keys; then the storages."""
+def _read_legacy(stream, run=None):
+  """Pickles of magic, protocol, machine, object and keys; then the storages.
+
+  Args:
+    stream: View.
+    run: replaces `_run`, within another pickle.
+  """
+  run = run or _run
   try:
-    magic = _run(data)
+    magic = run(stream)
   except Exception:
     magic = None
   if magic != LEGACY_MAGIC:
     raise ValueError('it does not begin as a file of torch.save does')
-  protocol, machine = _run(data), _run(data)
+  protocol, machine = run(stream), run(stream)
   if protocol != LEGACY_PROTOCOL or machine.get('little_endian') is not True:
     raise ValueError('its protocol is unknown or its numbers are big-endian')
-  begin, wanted = data.tell(), {}
+  begin, wanted = stream.at, {}
 
   def announced(key, dtype, size):
     if wanted.setdefault(key, (dtype, size)) != (dtype, size):
@@ -145,9 +188,9 @@ def _read_legacy(data):
 
   # The place of a storage depends on the sizes of those before it, so that the
   # object is built twice, first without its numbers.
-  _run(data, announced)
-  keys = plain_pickle.mapping((key, None) for key in _run(data))
-  start, storages = data.tell(), {}
+  run(stream, announced)
+  keys = plain_pickle.mapping((key, None) for key in run(stream))
+  data, start, storages = stream.data, stream.at, {}
   for key in keys:
     dtype, size = wanted[key]
     (stored,) = struct.unpack('<q', data[start : start + 8])
@@ -156,8 +199,8 @@ def _read_legacy(data):
     start += 8
     storages[key] = _elements(data, key, dtype, size, start, len(data))
     start += storages[key].nbytes
-  data.seek(begin)
-  return _run(data, lambda key, dtype, size: storages[key])
+  stream.at = begin
+  return run(stream, lambda key, dtype, size: storages[key])
 
 
 def _elements(data, key, dtype, size, start, stop):
@@ -166,83 +209,39 @@ def _elements(data, key, dtype, size, start, stop):
   return np.frombuffer(data, dtype, size, start)
 
 
-def _run(stream, storage_of=None):
-  """Runs one pickle; `storage_of`: key, dtype, size -> [size]."""
+def _run(stream, storage_of=None, budget=None, depth=0, more=None):
+  """Runs one pickle.
+
+  Args:
+    stream: View.
+    storage_of: key, dtype, size -> [size].
+    budget: of the pickle that this one lies in.
+    depth: how many that are.
+    more: see `plain_pickle.run`.
+  """
+  budget = budget or plain_pickle.Budget()
 
   def persistent(identity):
+    if not isinstance(identity, tuple):
+      raise ValueError('its pickle asks for an object without a name')
     tag, kind, key, _, size, *rest = identity
     is_kind = isinstance(kind, Global) and isinstance(kind.value, np.dtype)
     if tag != 'storage' or not is_kind or not isinstance(key, str):
       raise ValueError('its pickle asks for something else than a storage')
-    storage = storage_of(key, kind.value, _sizes([size])[0])
+    storage = storage_of(key, kind.value, sizes([size])[0])
     if rest and rest[0] is not None:  # legacy: a part of another one
       _, start, count = rest[0]
-      storage = _tensor(storage, start, (count,), (1,))
+      storage = tensor(storage, start, (count,), (1,))
     return storage
 
-  return plain_pickle.run(stream, GLOBALS, storage_of and persistent)
+  def load(content):
+    """A storage outside torch.save, which is a legacy file by itself."""
+    if depth >= MAX_NESTED or not isinstance(content, bytes | memoryview):
+      raise ValueError(
+        f'files within files lie deeper in it than {MAX_NESTED}, or are none'
+      )
+    run = functools.partial(_run, budget=budget, depth=depth + 1)
+    return _read_legacy(View(content), run)
 
-
-def _sizes(values):
-  """The values, if they are integers that can be sizes."""
-  if not all(type(v) is int and 0 <= v < 2**48 for v in values):
-    raise ValueError('a size, stride or offset of a tensor is impossible')
-  return values
-
-
-def _tensor(storage, offset, shape, strides, *rest):
-  """The view of a storage that torch.Tensor.as_strided describes."""
-  if not isinstance(storage, np.ndarray) or storage.ndim != 1:
-    raise ValueError('a tensor is without a storage')
-  # rest: requires_grad, hooks, and marks of negated or conjugated numbers.
-  if len(rest) > 2 and rest[2]:
-    raise ValueError('a tensor is a negated or conjugated view')
-  _sizes((offset, *shape, *strides))
-  if len(shape) != len(strides) or len(shape) > 32:
-    raise ValueError('a tensor has too many sizes or strides')
-  if 0 in shape:
-    return np.zeros(shape, storage.dtype)
-  last = sum((s - 1) * t for s, t in zip(shape, strides, strict=True))
-  if offset + last >= storage.size:
-    raise ValueError(
-      f'a tensor of shape {shape} exceeds its storage of {storage.size}'
-    )
-  step = storage.itemsize
-  if step * math.prod(shape) > max(step * storage.size, MAX_REPEATED):
-    raise ValueError(f'a tensor of shape {shape} repeats too few elements')
-  return np.lib.stride_tricks.as_strided(
-    storage[offset:], shape, [step * t for t in strides], writeable=False
-  )
-
-
-def _parameter(data, *_):
-  return data
-
-
-def _device(kind, *index):
-  if not all(isinstance(x, str | int) for x in (kind, *index)):
-    raise ValueError('a torch.device has no name')
-  return ':'.join(map(str, (kind, *index)))
-
-
-DTYPES = {
-  'Double': '<f8', 'Float': '<f4', 'Half': '<f2',
-  'BFloat16': ml_dtypes.bfloat16, 'Long': '<i8', 'Int': '<i4', 'Short': '<i2',
-  'Char': 'i1', 'Byte': 'u1', 'Bool': '?',
-}  # fmt: skip
-
-GLOBALS = {
-  ('collections', 'OrderedDict'): Global(plain_pickle.mapping),
-  ('argparse', 'Namespace'): Global(lambda: Attributes()),
-  ('torch', 'Size'): Global(tuple),
-  ('torch', 'device'): Global(_device),
-  ('torch._utils', '_rebuild_tensor'): Global(_tensor),
-  ('torch._utils', '_rebuild_tensor_v2'): Global(_tensor),
-  ('torch._utils', '_rebuild_parameter'): Global(_parameter),
-  ('torch._utils', '_rebuild_parameter_with_state'): Global(_parameter),
-  **{
-    (module, f'{name}Storage'): Global(value=np.dtype(dtype))
-    for module in ('torch', 'torch.cuda')
-    for name, dtype in DTYPES.items()
-  },
-}
+  names = {**GLOBALS, **(more or {}), LOAD: Global(load)}
+  return plain_pickle.run(stream, names, storage_of and persistent, budget)

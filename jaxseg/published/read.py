@@ -13,12 +13,16 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.nets import torch_files
-from jaxseg.published import array_files
+from jaxseg.published import array_files, nvidia
 from jaxseg.published.source import Source, Tensor, WeightsError
 
 # Dictionaries within dictionaries, and their entries: some may be shared, so
 # that a small file could describe a huge or an endless tree.
-MAX_DEPTH, MAX_ENTRIES = 16, 200_000
+MAX_DEPTH, MAX_ENTRIES, MAX_ITEMS, MAX_NAME = 16, 100_000, 1_000_000, 500
+PLAIN = (
+  str | bytes | bytearray | memoryview | int | float | complex | dict | list
+  | tuple | set | frozenset | None
+)  # fmt: skip
 
 HOW_TO_MEND = (
   'expected tensors in plain containers, as files of torch.save, pickles of '
@@ -32,7 +36,8 @@ def open_source(path: str) -> Source:
   """Opens a file, by its content and not by its name.
 
   Args:
-    path: file of torch.save (zip or legacy), safetensors or .npz.
+    path: file of torch.save (zip or legacy), pickle of StyleGAN2-ADA (see
+      `nvidia`) or of NumPy arrays, safetensors or .npz.
 
   Returns:
     the arrays, unread where the format allows; those of nested dictionaries
@@ -73,7 +78,11 @@ def _open(path):
   if _is_safe(data):
     tensors, metadata = array_files.safe(path, memoryview(data))
     return tensors, {f'__metadata__/{k}': v for k, v in metadata.items()}
-  return flatten(torch_files.read(path))
+  if data[:2] == b'\x1f\x8b':
+    raise ValueError('it is compressed; unpack it with gunzip')
+  if data[:4] == b'PK\x03\x04' or torch_files.is_legacy(data):
+    return flatten(torch_files.parse(data))
+  return flatten(nvidia.plain(torch_files.parse_pickle(data, nvidia.NAMES)))
 
 
 def _is_safe(data):
@@ -97,40 +106,58 @@ def flatten(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
   """
   if not isinstance(tree, dict):
     raise ValueError(f'the file holds a {type(tree).__name__}')
-  tensors, values = {}, {}
-  _flatten('', tree, 0, tensors, values)
-  return tensors, values
+  flat = _Flat()
+  flat.add('', tree, 0)
+  return flat.tensors, flat.values
 
 
-def _flatten(prefix, tree, depth, tensors, values):
-  items = [(str(key), value) for key, value in tree.items()]
-  if items and all(key.startswith('module.') for key, _ in items):
-    items = [(key.removeprefix('module.'), value) for key, value in items]
-  for key, value in items:
-    name = prefix + key
-    if len(tensors) + len(values) >= MAX_ENTRIES or depth > MAX_DEPTH:
+class _Flat:
+  """Fills `tensors` and `values`."""
+
+  def __init__(self):
+    self.tensors, self.values, self.items = {}, {}, 0
+
+  def add(self, prefix, tree, depth):
+    """Adds a dictionary; the prefix ends in '/'."""
+    items = [(str(key), value) for key, value in tree.items()]
+    if items and all(key.startswith('module.') for key, _ in items):
+      items = [(key.removeprefix('module.'), value) for key, value in items]
+    for key, value in items:
+      name = prefix + key
+      self.check(name, depth)
+      if isinstance(value, list | tuple):
+        self.items += len(value)
+        if any(isinstance(item, np.ndarray) for item in value):
+          value = dict(enumerate(value))
+      if isinstance(value, dict) and value:
+        self.items += len(value)
+        self.add(f'{name}/', value, depth + 1)
+      elif isinstance(value, np.ndarray):
+        read = lambda value=value: value
+        self.tensors[name] = Tensor(value.shape, value.dtype, read)
+      elif isinstance(value, PLAIN):  # no class by itself
+        self.values[name] = value
+
+  def check(self, name, depth):
+    """Raises if the name is taken, or the tree is too large."""
+    if name in self.tensors or name in self.values:
+      raise ValueError(f'two of its entries are {name}')
+    count = len(self.tensors) + len(self.values)
+    if (
+      count >= MAX_ENTRIES
+      or self.items > MAX_ITEMS
+      or depth > MAX_DEPTH
+      or len(name) > MAX_NAME
+    ):
       raise ValueError(
         'its dictionaries are too deep, or have too many entries'
       )
-    if name in tensors or name in values:
-      raise ValueError(f'two of its entries are {name}')
-    if isinstance(value, list | tuple):
-      if any(isinstance(item, np.ndarray) for item in value):
-        value = dict(enumerate(value))
-    if isinstance(value, dict):
-      # A dictionary without entries would leave no trace.
-      if not value:
-        values[name] = {}
-      _flatten(f'{name}/', value, depth + 1, tensors, values)
-    elif isinstance(value, np.ndarray):
-      read = lambda value=value: value
-      tensors[name] = Tensor(value.shape, value.dtype, read)
-    else:
-      values[name] = value
 
 
 def _check(name, tensor):
-  """Raises if the shape is one that no array in memory has."""
+  """Raises if no array in memory has this shape, or no user can read it."""
+  if not name.isprintable():
+    raise ValueError(f'an array has the name {ascii(name)}')
   sizes = [max(1, size) for size in tensor.shape]
   too_big = math.prod(sizes) * max(1, tensor.dtype.itemsize) >= 2**47
   if len(sizes) > 32 or too_big or min(tensor.shape, default=0) < 0:
@@ -152,6 +179,7 @@ def _guarded(path, name, read):
 def _damaged(path, error, where=''):
   kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
   reason = ' '.join(f'{kind}{error}'.split())[:300]
+  reason = ''.join(c if c.isprintable() else '?' for c in reason)
   return WeightsError(
     f'the weights {path} cannot be read{where} ({reason}); {HOW_TO_MEND}'
   )

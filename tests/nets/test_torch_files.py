@@ -282,7 +282,7 @@ def test_hand_written_pickle(tmp_path):
   (b'}))s.', 'a key'),
   (b'}' + b')' + b'\x85' * 400_000 + b'I1\ns.', 'a key'),
   (b')' + b'\x85' * 400_000 + b'I1\n\x93.', 'without a name'),
-  (b'\x80\x05\x8f.', 'EMPTY_SET'),
+  (b'\x80\x05\x97.', 'NEXT_BUFFER'),
   (b'0.', 'IndexError'),
   (b'g7\n.', 'KeyError'),
   (b'r\xff\xff\xff\x7f.', 'IndexError'),
