@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -83,11 +83,16 @@ def choose(
 
 def fingerprint(state: TrainState) -> str:
   """Returns step and checksum of a state's networks, e.g. '1200-9f3c01aa'."""
+  return f'{int(state.step)}-{checksum((state.params, state.ema, state.extra))}'
+
+
+def checksum(tree: Any) -> str:
+  """Returns the checksum of arrays, random keys left out."""
   crc = 0
-  for leaf in jax.tree.leaves((state.params, state.ema, state.extra)):
+  for leaf in jax.tree.leaves(tree):
     if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
-  return f'{int(state.step)}-{crc:08x}'
+  return f'{crc:08x}'
 
 
 def compile_system(
@@ -106,22 +111,44 @@ def compile_system(
     that returns their `Prediction` as NumPy arrays, and the seconds per image
     of a full batch, compilation left out.
   """
+  shape = (*fit.size(config.data), config.data.channels)
   mesh = _mesh(config.mesh.data)
+  return compile_batches(system.apply, system.state, shape, batch_size, mesh)
+
+
+def compile_batches(
+  function: Callable[[Any, jax.Array], Any],
+  values: Any,
+  shape: Sequence[int],
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+) -> Callable[[np.ndarray], tuple[Any, float]]:
+  """`compile_system` of any function.
+
+  Args:
+    function: (values, images) -> tree of arrays with an entry for each image.
+    values: a tree of arrays.
+    shape: (H, W, C) of an image.
+    batch_size: images at a time; rounded up to a multiple of the devices.
+    mesh: devices that share a batch, see `parallel.make_mesh`.
+
+  Returns:
+    as `compile_system`, with what `function` returns.
+  """
   devices = mesh.shape['data']
   size = -(-batch_size // devices) * devices
-  shape = (size, *fit.size(config.data), config.data.channels)
   images = jax.ShapeDtypeStruct(
-    shape, np.float32, sharding=parallel.over_data(mesh)
+    (size, *shape), np.float32, sharding=parallel.over_data(mesh)
   )
-  state = jax.device_put(system.state, parallel.replicated(mesh))
+  values = jax.device_put(values, parallel.replicated(mesh))
   with jax.set_mesh(mesh):
-    program = jax.jit(system.apply).lower(state, images).compile()
+    program = jax.jit(function).lower(values, images).compile()
 
   def run(batch):
     n = len(batch)
     padded = np.concatenate([batch, np.repeat(batch[-1:], size - n, 0)])
     start = time.perf_counter()
-    out = program(state, jax.device_put(padded, images.sharding))
+    out = program(values, jax.device_put(padded, images.sharding))
     out = jax.tree.map(np.asarray, out)
     seconds = (time.perf_counter() - start) / size
     return jax.tree.map(lambda x: x[:n], out), seconds

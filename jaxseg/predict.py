@@ -14,22 +14,25 @@ the mean trust of its slices, the seconds of all, the fractions of its voxels.
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
 
-from jaxseg import errors, predict_files, visualize, workdir, writers
+from jaxseg import (
+  errors,
+  predict_files,
+  predict_table,
+  visualize,
+  workdir,
+  writers,
+)
 from jaxseg.config import parse_flags
-from jaxseg.data.formats import images as image_files
-from jaxseg.errors import DataError, UserError
+from jaxseg.errors import UserError
 from jaxseg.inference import (
   choose,
   compile_system,
@@ -40,10 +43,6 @@ from jaxseg.inference import (
 )
 
 __all__ = ['main', 'predict_folder', 'predict_images']
-
-
-# Seconds between writings of the table, which has a row for every file.
-SAVE_EVERY = 2.0
 
 
 def predict_folder(
@@ -73,12 +72,7 @@ def predict_folder(
       nibabel or pydicom is not installed.
   """
   images, output = Path(images), Path(output)
-  names = predict_files.output_names(predict_files.list_files(images))
-  if output.resolve() == images.resolve():
-    raise UserError(
-      f'--output={output} is the folder of the images, expected another one: '
-      'masks would overwrite images of the same name'
-    )
+  names = predict_files.names_of(images, output)
   (output / 'overlays').mkdir(parents=True, exist_ok=True)
   system = choose(trained, stage, refine)
   table = _Table(output, system, trained)
@@ -93,16 +87,14 @@ def predict_folder(
   run = compile_system(system, trained.config, size) if total else None
   progress = writers.Progress('predict', total)
   pictures = _read_pictures(images, counts, trained.config, bad)
-  done, saved = 0, time.monotonic()
+  done = 0
   try:
     while batch := list(itertools.islice(pictures, size)):
       for answer in _label(batch, run, trained.config):
         mask = output / names[answer.file]
         answer.write(mask, trained.palette)
         table.add(answer, mask.name)
-      if time.monotonic() - saved > SAVE_EVERY:
-        table.save()
-        saved = time.monotonic()
+      table.save_at_times()
       done += len(batch)
       skipped = sum(counts.get(file, 0) for file in bad)
       writers.say(progress.line(min(done + skipped, total)))
@@ -151,13 +143,9 @@ class _Table:
 
   def __init__(self, output, system, trained):
     class_names, data = trained.class_names, trained.config.data
-    self._path = output / 'predictions.csv'
     self._output = output
-    self._fields = ['file', 'mask', 'trust', 'seconds'] + [
-      f'fraction_{name}' for name in class_names
-    ]
-    self._rows = {}
-    made_by = output / 'predicted_by.json'
+    fields = ['file', 'mask', 'trust', 'seconds']
+    fields += [f'fraction_{name}' for name in class_names]
     identity = {
       'system': system.name,
       'stage': system.stage,
@@ -166,17 +154,12 @@ class _Table:
       'intensity': json.loads(data.intensity.to_json()),
       'fit': data.fit,
     }
-    with_same = made_by.exists() and _read_json(made_by) == identity
-    if with_same and self._path.exists():
-      with self._path.open(newline='', encoding='utf-8') as file:
-        self._rows = {row['file']: row for row in csv.DictReader(file)}
-    else:
-      self._path.unlink(missing_ok=True)
-      data = json.dumps(identity, indent=1) + '\n'
-      image_files.write_atomically(made_by, data.encode())
+    path, made_by = output / 'predictions.csv', output / 'predicted_by.json'
+    self._table = predict_table.Table(path, made_by, fields, identity)
+    self.save, self.save_at_times = self._table.save, self._table.save_at_times
 
   def has(self, image, mask):
-    row = self._rows.get(image.name)
+    row = self._table.row(image.name)
     made = self._output / mask
     return (
       row is not None
@@ -189,18 +172,10 @@ class _Table:
 
   def add(self, answer, mask_name):
     counts = sum(np.bincount(m.ravel(), minlength=256) for m in answer.masks)
-    fractions = counts[: len(self._fields) - 4] / counts.sum()
+    fractions = counts[: len(self._table.fields) - 4] / counts.sum()
     trust = f'{np.mean(answer.trusts):.6g}' if answer.trusts else ''
     values = [answer.file, mask_name, trust, f'{answer.seconds:.4g}']
-    values += [f'{f:.6f}' for f in fractions]
-    self._rows[answer.file] = dict(zip(self._fields, values, strict=True))
-
-  def save(self):
-    text = io.StringIO()
-    table = csv.DictWriter(text, self._fields, lineterminator='\n')
-    table.writeheader()
-    table.writerows(self._rows[file] for file in sorted(self._rows))
-    image_files.write_atomically(self._path, text.getvalue().encode())
+    self._table.add(values + [f'{f:.6f}' for f in fractions])
 
 
 def _tell_of_loose_slices(folder, files):
@@ -213,21 +188,11 @@ def _tell_of_loose_slices(folder, files):
     )
 
 
-@contextlib.contextmanager
-def _skipping(file, bad):
-  """Tells of a file that cannot be read, and notes it."""
-  try:
-    yield
-  except DataError as error:
-    writers.say(f'skipped: {error}')
-    bad.append(file)
-
-
 def _count_pictures(folder, files, config, bad) -> dict[str, int]:
   """Returns the number of pictures by file, of those that can be opened."""
   counts = {}
   for file in files:
-    with _skipping(file, bad):
+    with predict_files.skipping(file, bad):
       counts[file] = predict_files.open_file(folder / file, config).count
   return counts
 
@@ -237,7 +202,7 @@ def _read_pictures(
 ) -> Iterator[tuple[_Answer, np.ndarray]]:
   """Yields the pictures of all files, one volume in memory at a time."""
   for file in files:
-    with _skipping(file, bad):
+    with predict_files.skipping(file, bad):
       opened = predict_files.open_file(folder / file, config)
       answer = _Answer(file, opened)
       with contextlib.closing(opened):
@@ -257,13 +222,6 @@ def _label(batch, run, config) -> Iterator[_Answer]:
     )
     if answer.add(picture, mask, trust, reconstruction, seconds):
       yield answer
-
-
-def _read_json(path):
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError:
-    return None
 
 
 def _define_flags(to=flags.FLAGS):

@@ -1,19 +1,20 @@
 """Files that `jaxseg.predict` labels: images and volumes alike, as pictures."""
 
 import collections
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg import visualize
+from jaxseg import visualize, writers
 from jaxseg.data.folders import listing, slices
 from jaxseg.data.formats import images as image_files
 from jaxseg.data.formats import intensity, volumes
-from jaxseg.errors import UserError
+from jaxseg.errors import DataError, UserError
 
 VOLUME = '.nii.gz'  # of label volumes
 SHOWN = 12  # slices of a volume on its contact sheet, at most
@@ -94,6 +95,35 @@ def list_files(folder: Path) -> list[str]:
       '(other subfolders are not read)'
     )
   return files
+
+
+def names_of(images: Path, output: Path) -> dict[str, str]:
+  """`output_names` of the files of a folder.
+
+  Args:
+    images: the folder.
+    output: where masks are to be written.
+
+  Raises:
+    UserError: the folder is missing, holds no image or is the output folder.
+  """
+  names = output_names(list_files(images))
+  if output.resolve() == images.resolve():
+    raise UserError(
+      f'--output={output} is the folder of the images, expected another one: '
+      'masks would overwrite images of the same name'
+    )
+  return names
+
+
+@contextlib.contextmanager
+def skipping(file: str, bad: list[str]) -> Iterator[None]:
+  """Tells of a file that cannot be read, and notes its name in `bad`."""
+  try:
+    yield
+  except DataError as error:
+    writers.say(f'skipped: {error}')
+    bad.append(file)
 
 
 def loose_slices(folder: Path, files: Sequence[str]) -> list[str]:
