@@ -254,9 +254,9 @@ def _stages(source):
   if len(starts) != len(IR_50):
     raise WeightsError(
       f'the weights {source.path} hold a body of {count} units '
-      f'({source.prefix}body) whose width changes {len(starts) - 1} times, '
-      f'expected {sum(IR_50)} units, or four stages of different widths; is '
-      'the file of another kind?'
+      f'({source.prefix}body) in {len(starts)} stages of different widths, '
+      f'expected {sum(IR_50)} units, or four such stages; is the file '
+      'of another kind?'
     )
   ends = [*starts[1:], count]
   units = [end - start for start, end in zip(starts, ends, strict=True)]
