@@ -19,6 +19,7 @@ from jaxseg import methods
 from jaxseg.data import drawing, fit, transforms, views, weak
 from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError, friendly
+from jaxseg.published import start
 
 WORKERS_PER_CORE = 8
 NOT_SCORED = ('semantic_gan',)  # methods that only generate
@@ -153,7 +154,10 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   """
   c = ConfigDict()
   c.method = method
-  c.init_from = ''  # an earlier stage whose final state this one starts from
+  # An earlier stage whose final state this one starts from, or a folder of
+  # converted weights, see jaxseg/pretrained.py.
+  c.init_from = ''
+  c.init_networks = ''  # filled in: what that folder holds, as JSON
   c.total_steps = 1000
   c.batch_size = 8  # labelled images a step, over all devices
   c.unlabelled_batch_size = 0  # unlabelled images a step; 0: none are read
@@ -225,10 +229,14 @@ def check(config: ConfigDict) -> None:
         f'config.stages names {name!r}, must be some of {", ".join(known)}.'
       )
     fields = config[name]
-    if fields.init_from and fields.init_from not in config.stages[:i]:
+    if fields.init_from and not (
+      fields.init_from in config.stages[:i]
+      or start.is_folder(fields.init_from)
+    ):
       raise UserError(
         f'config.{name}.init_from is {fields.init_from!r}, must be an earlier '
-        f'stage: {", ".join(config.stages[:i]) or "there is none"}.'
+        f'stage: {", ".join(config.stages[:i]) or "there is none"}; or a '
+        'folder of converted weights, see jaxseg/pretrained.py.'
       )
     _check_same_input(config, name)
     _check_dispatch(f'config.{name}', fields)
@@ -257,7 +265,7 @@ def _check_dispatch(where: str, fields: ConfigDict) -> None:
 def _check_same_input(config: ConfigDict, name: str) -> None:
   """A stage and the one it starts from expect the same kind of images."""
   source = config[name].init_from
-  if not source:
+  if source not in config.stages:
     return
   here, there = (config[n].args.get('net') for n in (name, source))
   if here and there and bool(here.weights) != bool(there.weights):

@@ -70,6 +70,9 @@ class Method(NamedTuple):
       class ids [n, H, W]}, shown in the sample grids, or None.
     pretrained: (state, previous) -> state, fills networks of a fresh state from
       files; not to be jitted. None when there is nothing to fill.
+    absorb: (state, images [M, H, W, C], labels [M, H, W]) -> state, looks at
+      all labelled images once before the first step; not to be jitted. None for
+      most methods.
   """
 
   init: Callable[..., TrainState]
@@ -79,6 +82,7 @@ class Method(NamedTuple):
   sample: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
   pretrained: Callable[..., TrainState] | None = None
+  absorb: Callable[..., TrainState] | None = None
 
 
 def new_state(

@@ -13,6 +13,8 @@ from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
 from jaxseg.loop import Loop, Run, Spoilt
 from jaxseg.method import TrainState
+from jaxseg.published import folder, start
+from jaxseg.published.folder import Pretrained
 from jaxseg.watchdog import Watchdog
 
 MAX_RETRIES = 3  # times that a stage goes back to a checkpoint
@@ -86,6 +88,14 @@ def train_stage(
         retries = retry(run, spoilt, retries)
 
 
+def weights_of(config: ConfigDict, stage: str) -> Pretrained | None:
+  """The converted weights that a stage starts from, if it does."""
+  source = config[stage].init_from
+  if not source or source in config.stages:
+    return None
+  return folder.load(source)
+
+
 def retry(run: Run, spoilt: Spoilt, retries: int) -> int:
   """Returns how often the stage will have gone back now.
 
@@ -141,10 +151,20 @@ def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
     compiler_options=ONCE if jax.default_backend() == 'cpu' else None,
   )
   previous = finished.get(config[stage].init_from)
+  weights = weights_of(config, stage)
+  if weights and config[stage].method in start.WITH_GENERATOR:
+    previous = start.previous(config, stage, weights)
   # As NumPy array, which belongs to no device of one process.
   state = init(np.asarray(jax.random.key_data(rng)), previous)
   if method.pretrained:
     state = jax.device_put(method.pretrained(state, previous), run.shardings)
+  elif weights:
+    state, report = start.overlay(state, weights, config[stage].init_from)
+    state = jax.device_put(state, run.shardings)
+    start.tell(report, stage, run.workdir / stage)
+  if method.absorb:
+    images, labels = run.data.labelled(config)
+    state = jax.device_put(method.absorb(state, images, labels), run.shardings)
   if hosts.primary():
     # Means of arrays that several processes hold would need them all.
     overview = parameter_overview.get_parameter_overview(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -36,6 +37,7 @@ from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, TrainState
 from jaxseg.methods import accumulation, perceptual, segmenting_checks
+from jaxseg.published import start
 from jaxseg.stage import train_stage
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
@@ -101,6 +103,12 @@ class Data:
       process_count=count,
     )  # fmt: skip
 
+  def labelled(self, config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """All labelled training images [M, H, W, C] and their labels [M, H, W]."""
+    ids = self.splits.labelled
+    batch = next(pipeline.eval_batches(self.source, ids, config, len(ids)))
+    return np.asarray(batch['image']), np.asarray(batch['label'])
+
   def picture_batch(self, config: ConfigDict, mesh) -> Batch:
     """The eight images that every sample grid shows."""
     ids = self.splits.val or self.splits.labelled
@@ -138,7 +146,7 @@ def train(
     Diverged: losses are no longer finite; the last good checkpoint stays.
   """
   check(config)
-  config = perceptual.resolve_kinds(config)
+  config = start.resolve(perceptual.resolve_kinds(config), workdir)
   mesh = make_mesh(config)
   check_weights(config, workdir)
   runtime.use_compilation_cache(config.compilation_cache)
@@ -257,7 +265,9 @@ def check_weights(config: ConfigDict, workdir: str) -> None:
     begun = folder.is_dir() and any(folder.iterdir())
     fields = config[stage]
     # A student that does not start from its teacher reads its own.
-    continues = fields.init_from and fields.args.get('from_teacher', True)
+    continues = fields.init_from in config.stages and fields.args.get(
+      'from_teacher', True
+    )
     if not begun and not continues:
       segmenting_checks.check_weights(fields)
 
@@ -273,7 +283,7 @@ def check_transfers(config: ConfigDict, num_classes: int) -> None:
     segmenting_checks.check_classes(
       f'config.{stage}', config[stage], num_classes
     )
-    if config[stage].init_from and 'net' in config[stage].args:
+    if config[stage].init_from in config.stages and 'net' in config[stage].args:
       workdirs.abstract_state(config, stage, num_classes)
 
 
@@ -310,7 +320,7 @@ def tell_plan() -> None:
 
   if not _DEVICES.value:
     raise UserError('--devices is missing, e.g. --plan --devices=tpu-v5e:64.')
-  config = perceptual.resolve_kinds(_CONFIG.value)
+  config = start.resolve(perceptual.resolve_kinds(_CONFIG.value))
   writers.say(
     plan.report(config, _DEVICES.value, _CLASSES.value, _PLAN_COMPILE.value)
   )

@@ -24,6 +24,7 @@ from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
 from jaxseg.method import Method, TrainState
 from jaxseg.methods import METHODS
+from jaxseg.published import start
 
 # Fields that may differ when a run is continued: they change neither the
 # model nor what a step computes.
@@ -92,8 +93,12 @@ def make_method(config: ConfigDict, stage: str, num_classes: int) -> Method:
       'or train anew.'
     )
   args |= {name: type(schema[name].default)(**v) for name, v in groups.items()}
-  if 'gan' in schema and fields.init_from:
+  if 'gan' in schema and fields.init_from in config.stages:
     args['gan'] = config[fields.init_from].args.to_dict()
+  elif 'gan' in schema and fields.init_from:
+    args['gan'] = start.generator_settings(config, stage)
+  if 'card' in schema:
+    args |= start.card_arguments(config, stage)
   if 'total_steps' in schema:
     args['total_steps'] = fields.total_steps
   if 'image_size' in schema:
@@ -110,9 +115,11 @@ def abstract_state(
   config: ConfigDict, stage: str, num_classes: int
 ) -> TrainState:
   """Shapes and dtypes of a stage's state, without computing anything."""
-  previous = None
-  if config[stage].init_from:
-    previous = abstract_state(config, config[stage].init_from, num_classes)
+  previous, source = None, config[stage].init_from
+  if source in config.stages:
+    previous = abstract_state(config, source, num_classes)
+  elif source and config[stage].method in start.WITH_GENERATOR:
+    previous = start.abstract_previous(config, stage)
   init = make_method(config, stage, num_classes).init
   return jax.eval_shape(init, jax.random.key(config.seed), previous)
 

@@ -93,6 +93,27 @@ def weights(loaded: Pretrained) -> dict[str, Any]:
   return found
 
 
+def abstract_weights(frozen: Frozen) -> dict[str, Any]:
+  """Shapes of what `weights` returns, without anything computed."""
+  g, key = frozen.g, jax.random.key(0)
+  square = lambda side: jnp.zeros((1, side, side, g.channels))
+  found = {
+    'g': jax.eval_shape(g.init, key, jnp.zeros((1, g.w_dim)))['params'],
+    'w_avg': jnp.zeros((stylegan2.num_latents(g.resolution), g.w_dim)),
+    'noise': [
+      jnp.zeros((1, *shape, 1))
+      for shape in stylegan2.noise_shapes(g.resolution)
+    ],
+  }
+  if frozen.e is not None:
+    found['e'] = jax.eval_shape(frozen.e.init, key, square(frozen.input_size))
+  if frozen.d_r is not None:
+    inputs = square(g.resolution)
+    found['d_r'] = jax.eval_shape(frozen.d_r.init, key, inputs)['params']
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+  return jax.tree.map(shape, found)
+
+
 def encode(
   frozen: Frozen, weights: Mapping[str, Any], images: jax.Array
 ) -> jax.Array:
@@ -131,10 +152,11 @@ def metric(
 ) -> perceptual.Perceptual | None:
   """The perceptual distance; None: there is nothing to compute one with.
 
-  'auto' is LPIPS where its weights are found, else the file's discriminator.
+  'auto' is LPIPS where its weights are found, else 'discriminator', which is
+  None where the file has no discriminator.
 
   Raises:
-    UserError: an unknown kind, or 'discriminator' where the file has none.
+    UserError: an unknown kind, or 'lpips' without weights.
   """
   if frozen.d_r is None:
     kind = perceptual.resolve(kind, lpips_weights)
@@ -158,7 +180,7 @@ def model(
   distance: perceptual.Perceptual | None,
   distance_weights: Any,
 ) -> inversion.Model:
-  """Binds weights for `inversion.invert`; without a distance L2 alone counts."""
+  """Binds weights for `inversion.invert`; with no distance L2 alone counts."""
   if distance is None:
     features, compare = lambda images: [], lambda a, b: jnp.zeros(())
   else:

@@ -7,6 +7,7 @@ implementation adds to the paper (hinge loss and feature matching for D_m, the
 stop-gradient, lazy regularisation), the default follows it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,8 @@ def networks(
   mapping_depth: int = 8,
   channel_multiplier: float = 2.0,
   channel_max: int = 512,
+  widths: Sequence[int] = (),
+  conv_clamp: float = 0.0,
   stddev_group: int = 4,
   d_m_width: int = 64,
   d_m_scales: int = 3,
@@ -59,7 +62,7 @@ def networks(
   """Builds the modules from `make`'s arguments; the others are ignored."""
   width = dict(
     channel_multiplier=channel_multiplier, channel_max=channel_max,
-    dtype=dtype, remat=remat,
+    dtype=dtype, remat=remat, widths=tuple(widths), conv_clamp=conv_clamp,
   )  # fmt: skip
   return Networks(
     stylegan2.Generator(
@@ -123,6 +126,8 @@ def make(
   mapping_depth: int = 8,
   channel_multiplier: float = 2.0,  # channels(r) = min(max, m 16384 / r)
   channel_max: int = 512,
+  widths: Sequence[int] = (),  # channels at 4, 8, ...; (): by the rule above
+  conv_clamp: float = 0.0,  # limit of what layers give; 0: none
   stddev_group: int = 4,  # images D_r compares; more fights mode collapse
   d_m_width: int = 64,
   d_m_scales: int = 3,

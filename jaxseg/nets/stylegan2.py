@@ -209,6 +209,16 @@ class Generator(nn.Module):
       image [N, R, R, C], nominally in [-1, 1] and unbounded; label logits
       [N, R, R, K], None when num_classes is 0.
     """
+    image, logits, _ = self.render(w_plus, noise)
+    return image, logits
+
+  def render(
+    self, w_plus: jax.Array, noise: Noise = None
+  ) -> tuple[jax.Array, jax.Array | None, list[jax.Array]]:
+    """`synthesize`, and the feature maps [N, r, r, C] of every convolution.
+
+    There is one at 4x4 and two at each further size, in order.
+    """
     n = w_plus.shape[0]
     noise = (
       [None] * len(noise_shapes(self.resolution)) if noise is None else noise
@@ -217,17 +227,20 @@ class Generator(nn.Module):
     x = self.conv_first(x, w_plus[:, 0], noise[0])
     image = self.to_rgb[0](x, w_plus[:, 1])
     logits = self.to_seg[0](x, w_plus[:, 1]) if self.num_classes else None
+    maps = [x]
     for i, (conv_up, conv) in enumerate(
       zip(self.conv_up, self.conv, strict=True)
     ):
       first = 2 * i + 1
       x = conv_up(x, w_plus[:, first], noise[first])
+      maps.append(x)
       x = conv(x, w_plus[:, first + 1], noise[first + 1])
+      maps.append(x)
       style = w_plus[:, first + 2]
       image = upsample2d(image) + self.to_rgb[i + 1](x, style)
       if self.num_classes:
         logits = upsample2d(logits) + self.to_seg[i + 1](x, style)
-    return image, logits
+    return image, logits, maps
 
 
 def channels_at(size: int, multiplier: float, maximum: int) -> int:

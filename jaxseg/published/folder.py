@@ -166,8 +166,7 @@ def load(
   card = read_card(folder)
   if wrong := manifest.changed_files(folder):
     raise WeightsError(
-      f'the weights in {folder} are damaged ({wrong[0]}); convert the file '
-      'anew'
+      f'the weights in {folder} are damaged ({wrong[0]}); convert the file anew'
     )
   names = list(card['networks'] if names is None else names)
   for name in names:

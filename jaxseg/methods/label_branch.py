@@ -1,0 +1,312 @@
+"""Labels for a published generator that never saw any, from few images.
+
+The labelled images are inverted once, by the file's encoder and test-time
+optimisation; then a head learns to label what the frozen generator draws for
+their codes. It is either the label skips of Li et al. (CVPR 2021, section 3.1)
+alone, or the pixel classifiers of Zhang et al. (DatasetGAN, CVPR 2021). A new
+image is labelled by inversion too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxseg import writers
+from jaxseg.errors import UserError
+from jaxseg.losses import segmentation
+from jaxseg.method import Method, Prediction, TrainState, new_state, update
+from jaxseg.methods import frozen as frozen_nets
+from jaxseg.methods import inversion
+from jaxseg.nets import pixel_head, stylegan2
+from jaxseg.published import folder as folders
+
+HEADS = ('skips', 'pixels')
+
+
+def make(
+  *,
+  num_classes: int,
+  resolution: int,
+  channels: int,
+  card: Mapping[str, Any],  # 'networks' and 'adds_w_avg' of pretrained.json
+  folder: str,  # of the converted weights; read before the first step alone
+  head: str = 'skips',  # or 'pixels'
+  members: int = 10,  # networks of the ensemble, of 'pixels'
+  head_widths: Sequence[int] = (128, 32),  # hidden layers, of 'pixels'
+  pixels: int = 256,  # of an image, a step and a network, of 'pixels'
+  reuse_labels: bool = True,  # begin with a label branch of K classes, if any
+  max_images: int = 64,  # labelled images that are inverted, the first so many
+  # Optimiser: Adam.
+  lr: float = 2e-3,
+  lambda_ce: float = 1.0,
+  lambda_dice: float = 1.0,  # of 'skips'
+  # Inversion of the labelled images, and of those to be labelled ("Ours").
+  perceptual_kind: str = 'auto',  # 'lpips', 'discriminator', 'random'
+  lpips_weights: str = '',  # file or folder; '': the installed package
+  invert_steps: int = 200,
+  invert_batch: int = 4,  # images at a time, before the first step
+  refine_steps: int = 100,
+  refine_lr: float = 0.05,
+  refine_lambda_l2: float = 1.0,
+  refine_lambda_encoder: float = 0.0,  # lambda_2; without encoder |w - w_avg|^2
+  truncation: float = 0.7,  # psi of sample()
+  dtype: str = 'float32',
+) -> Method:
+  """The head's stage; see the signature for what each argument does.
+
+  Its state holds the generator, the encoder and the codes, so its checkpoint is
+  all that inference needs. Without an encoder `predict` inverts, from the mean
+  w, and there is no `refine`.
+
+  Raises:
+    UserError: a head that there is not; images of another size than the
+      generator's; weights without a generator.
+  """
+  if head not in HEADS:
+    raise UserError(f"head is {head!r}, must be 'skips' or 'pixels'.")
+  frozen = frozen_nets.build(card, dtype)
+  g = frozen.g
+  if (g.resolution, g.channels) != (resolution, channels):
+    raise UserError(
+      f'the generator of {folder} draws {g.resolution} x {g.resolution} images '
+      f'of {g.channels} channels, but config.data.resolution is {resolution} '
+      f'and config.data.channels {channels}; set them to those.'
+    )
+  bare = g.clone(num_classes=0)
+  frozen = frozen._replace(g=bare)
+  labelled = g.clone(num_classes=num_classes)
+  latents = stylegan2.num_latents(resolution)
+  distance = frozen_nets.metric(frozen, perceptual_kind, lpips_weights)
+  tx = {'head': optax.adam(lr)}
+  widths = stylegan2.widths_of(bare)
+  map_channels = [widths[0], *(w for w in widths[1:] for _ in range(2))]
+
+  def init(rng, previous=None) -> TrainState:
+    del previous
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape), tree)
+    weights = zeros(frozen_nets.abstract_weights(frozen))
+    key = jax.random.fold_in(rng, 0)
+    if head == 'skips':
+      params = labelled.init(key, jnp.zeros((1, g.w_dim)))['params']
+      params = {n: p for n, p in params.items() if n.startswith('to_seg')}
+    else:
+      params = pixel_head.init(
+        key, map_channels, num_classes, members, tuple(head_widths)
+      )
+    extra = {
+      'frozen': _without_d_r(weights),
+      'perceptual': zeros(frozen_nets.metric_weights(distance, weights)),
+      'codes': jnp.zeros((max_images, latents, g.w_dim)),
+      'labels': jnp.full((max_images, resolution, resolution), 255, jnp.uint8),
+      'count': jnp.ones((), jnp.int32),
+      'mean': [jnp.zeros(c) for c in map_channels],
+      'std': [jnp.ones(c) for c in map_channels],
+    }
+    params = {'head': params}
+    return new_state(rng, params, tx, ema=params, extra=extra)
+
+  def pretrained(state, previous) -> TrainState:
+    """Reads the folder; a label branch of as many classes is the start."""
+    del previous
+    weights = frozen_nets.weights(folders.load(folder))
+    is_seg = lambda name: name.startswith('to_seg')
+    params = state.params
+    same = g.num_classes == num_classes
+    if head == 'skips' and reuse_labels and same:
+      params = {'head': {n: p for n, p in weights['g'].items() if is_seg(n)}}
+    weights['g'] = {n: p for n, p in weights['g'].items() if not is_seg(n)}
+    extra = state.extra | {
+      'frozen': _without_d_r(weights),
+      'perceptual': frozen_nets.metric_weights(distance, weights),
+    }
+    return state.replace(params=params, ema=params, extra=extra)
+
+  def absorb(state, images, labels) -> TrainState:
+    """Inverts labelled images, and remembers their codes.
+
+    Args:
+      state: before the first step.
+      images: float32 [M, R, R, C] in [-1, 1], on the host.
+      labels: int32 [M, R, R].
+    """
+    images, labels = images[:max_images], labels[:max_images]
+    count, size = len(images), min(invert_batch, len(images))
+    run = jax.jit(lambda state, x: invert(state, x, invert_steps))
+    progress = writers.Progress('inversion', count)
+    codes, losses = [], []
+    for start in range(0, count, size):
+      part = images[start : start + size]
+      padded = np.concatenate([part, part[:1].repeat(size - len(part), 0)])
+      found = run(state, padded)
+      codes.append(np.asarray(found.w_plus)[: len(part)])
+      losses.append(np.asarray(found.trace)[:, : len(part)])
+      done = start + len(part)
+      trace = np.concatenate(losses, 1).mean(1)
+      values = {'before': float(trace[0]), 'after': float(trace[-1])}
+      writers.say(progress.line(done, values))
+    pad = lambda x, value: np.pad(
+      x, ((0, max_images - count), *((0, 0),) * (x.ndim - 1)),
+      constant_values=value,
+    )  # fmt: skip
+    codes = np.concatenate(codes)
+    mean, std = statistics(state, codes)
+    extra = state.extra | {
+      'codes': jnp.asarray(pad(codes, 0)),
+      'labels': jnp.asarray(pad(labels.astype(np.uint8), 255)),
+      'count': jnp.asarray(count, jnp.int32),
+      'mean': mean,
+      'std': std,
+    }
+    return state.replace(extra=extra)
+
+  def statistics(state, codes):
+    """Means and deviations of the features of all codes."""
+    run = jax.jit(lambda state, w: pixel_head.moments(render(state, w)[2]))
+    total = None
+    for w_plus in codes:
+      found = run(state, w_plus[None])
+      total = found if total is None else jax.tree.map(jnp.add, total, found)
+    first, second = jax.tree.map(lambda x: x / len(codes), total)
+    std = [
+      jnp.sqrt(jnp.maximum(b - a * a, 0))
+      for a, b in zip(first, second, strict=True)
+    ]
+    return list(first), std
+
+  def render(state, w_plus):
+    weights = state.extra['frozen']
+    return bare.apply(
+      {'params': weights['g']}, w_plus, weights['noise'], method='render'
+    )
+
+  def maps_of(state, maps):
+    return pixel_head.standardize(maps, state.extra['mean'], state.extra['std'])
+
+  def skip_logits(state, params, w_plus):
+    weights = state.extra['frozen']
+    variables = {'params': {**weights['g'], **params}}
+    return labelled.apply(
+      variables, w_plus, weights['noise'], method='synthesize'
+    )
+
+  def skips_loss(params, state, rng, w_plus, label):
+    _, logits = skip_logits(state, params, w_plus)
+    ce = segmentation.cross_entropy(logits, label)
+    dice = segmentation.dice_loss(jax.nn.softmax(logits), label)
+    loss = lambda_ce * ce + lambda_dice * dice
+    return loss, {'loss': loss, 'ce': ce, 'dice': dice}
+
+  def pixels_loss(params, state, rng, w_plus, label):
+    n = label.shape[0]
+    maps = maps_of(state, render(state, w_plus)[2])
+    shape = (2, n, members * pixels)  # every member its own
+    row, column = jax.random.randint(rng, shape, 0, resolution)
+    features = pixel_head.at_pixels(maps, row, column, resolution)
+    split = lambda x: (
+      x.reshape(n, members, pixels, *x.shape[2:])
+      .swapaxes(0, 1)
+      .reshape(members, n * pixels, *x.shape[2:])
+    )
+    target = jax.vmap(lambda image, r, c: image[r, c])(label, row, column)
+    logits = pixel_head.pixel_logits(params, [split(f) for f in features])
+    loss = segmentation.cross_entropy(logits[:, None], split(target)[:, None])
+    return loss, {'loss': loss}
+
+  def train_step(state, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    n = batch['image'].shape[0]
+    index = jax.random.randint(rng, (n,), 0, state.extra['count'])
+    w_plus = state.extra['codes'][index]
+    label = state.extra['labels'][index].astype(jnp.int32)
+    loss_fn = skips_loss if head == 'skips' else pixels_loss
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(
+      state.params['head'], state, jax.random.fold_in(rng, 1), w_plus, label
+    )
+    params, opt_state = update(
+      tx['head'], grads, state.opt_state['head'], state.params['head']
+    )
+    params = {'head': params}
+    return state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state={'head': opt_state},
+      ema=params,
+    ), metrics
+
+  def model_of(state):
+    return frozen_nets.model(
+      frozen, state.extra['frozen'], distance, state.extra['perceptual']
+    )
+
+  def invert(state, images, steps):
+    model = model_of(state)
+    return inversion.invert(
+      model,
+      images,
+      model.encode(images),
+      state.extra['frozen']['noise'],
+      steps=steps,
+      schedule=inversion.ramp_schedule(refine_lr, steps),
+      lambda_l2=refine_lambda_l2,
+      lambda_encoder=refine_lambda_encoder,
+    )
+
+  def label(state, w_plus):
+    """(image, probabilities) of codes."""
+    if head == 'skips':
+      image, logits = skip_logits(state, state.ema['head'], w_plus)
+      return image, jax.nn.softmax(logits)
+    image, _, maps = render(state, w_plus)
+    return image, pixel_head.probabilities(
+      state.ema['head'], maps_of(state, maps), resolution
+    )
+
+  def to_prediction(state, images, w_plus):
+    image, probabilities = label(state, w_plus)
+    model = model_of(state)
+    found = model.distance(model.features(image), model.features(images))
+    trust = -found - jnp.square(image - images).mean((1, 2, 3))
+    return Prediction(probabilities, image, trust)
+
+  def predict(state, images):
+    return to_prediction(state, images, model_of(state).encode(images))
+
+  def refine(state, images):
+    found = invert(state, images, refine_steps)
+    return to_prediction(state, images, found.w_plus)
+
+  def sample(state, rng, n):
+    weights = state.extra['frozen']
+    z = jax.random.normal(rng, (n, g.w_dim))
+    w = bare.apply({'params': weights['g']}, z, method='mapping')
+    w_plus = stylegan2.broadcast_w(w, resolution)
+    return label(
+      state, stylegan2.truncate(w_plus, weights['w_avg'], truncation)
+    )
+
+  def pictures(state, batch):
+    del batch
+    codes = state.extra['codes'][: min(8, max_images)]
+    image, probabilities = label(state, codes)
+    drawn, drawn_label = sample(state, jax.random.key(0), 8)
+    return {
+      'inverted': image,
+      'label': state.extra['labels'][: len(codes)].astype(jnp.int32),
+      'predicted': probabilities.argmax(-1),
+      'sample': drawn,
+      'sample_label': drawn_label.argmax(-1),
+    }
+
+  return Method(
+    init, train_step, predict if frozen.e else refine,
+    refine if frozen.e else None, sample, pictures, pretrained, absorb,
+  )  # fmt: skip
+
+
+def _without_d_r(weights):
+  """Where D_r is the metric it is among the metric's weights."""
+  return {name: tree for name, tree in weights.items() if name != 'd_r'}

@@ -1,0 +1,217 @@
+"""The kinds of files that can be converted, and how each is."""
+
+from collections.abc import Callable
+
+from jaxseg.errors import UserError
+from jaxseg.published import (
+  ada,
+  backbones,
+  encoders,
+  inception,
+  perceptual,
+  stylegan2,
+)
+from jaxseg.published.networks import Converted
+from jaxseg.published.source import Source, WeightsError
+
+# Keys that tell what a file is: (kind, beginnings of keys).
+SIGNS = (
+  ('psp', ('state_dict/encoder.body.', 'encoder.body.')),
+  ('stylegan2-ada', ('G_ema/synthesis.', 'G/synthesis.', 'synthesis.b4.')),
+  ('lpips', ('lin0.', 'lins.0.')),
+  ('inception', ('Mixed_5b.',)),
+  ('semanticgan', ('d_seg/', 'e/', 'g_ema/to_seg1.', 'g/to_seg1.', 'to_seg1.')),
+  ('stylegan2', ('g_ema/input.', 'g/input.', 'input.input')),
+  ('torchvision', ('features.0.', 'layer1.0.', 'state_dict/layer1.0.')),
+)
+
+
+def convert(
+  kind: str, source: Source, features: Source | None = None, size: int = 0
+) -> Converted:
+  """Converts a file.
+
+  Args:
+    kind: a key of KINDS.
+    source: the opened file.
+    features: of kind 'lpips', the file of the network it compares features of.
+    size: side of the generator's images, where it is to be checked; 0: any.
+
+  Returns:
+    what it holds; nothing is read yet.
+
+  Raises:
+    UserError: an unknown kind.
+    WeightsError: the file is of another kind or size, or arrays are missing or
+      have another shape.
+  """
+  if kind not in KINDS:
+    raise UserError(
+      f'--kind={kind} is unknown, expected one of {", ".join(KINDS)}'
+    )
+  if (found := sniff(source)) and not _are_alike(found, kind):
+    raise WeightsError(
+      f'the weights {source.path} look like kind {found}, not {kind}; give '
+      f'--kind={found}'
+    )
+  if features is not None and kind != 'lpips':
+    raise UserError(
+      f'--features={features.path} is for --kind=lpips, not for {kind}; leave '
+      'it out'
+    )
+  converted = KINDS[kind](source, features)
+  for name, network in converted.networks.items():
+    got = network.settings.get('resolution', size)
+    if size and got != size and name != 'e':
+      raise WeightsError(
+        f'the weights {source.path} hold {name} of size {got}, but --size is '
+        f'{size}; leave --size out'
+      )
+  return converted
+
+
+def sniff(source: Source) -> str | None:
+  """The kind that the names in a file speak for; None: unknown ones."""
+  for kind, beginnings in SIGNS:
+    if any(key.startswith(beginnings) for key in source.keys()):
+      if kind == 'psp' and 'Encoder4Editing' in _encoder_type(source):
+        return 'e4e'
+      return kind
+  return None
+
+
+def _are_alike(found, kind):
+  """Whether a file of one kind may be one of another, as far as names tell."""
+  if {found, kind} == {'stylegan2', 'semanticgan'}:
+    return True  # what is missing is told by name
+  # Their encoders have the same names; only the recorded options differ.
+  return found == kind or (found, kind) == ('psp', 'e4e')
+
+
+def _encoder_type(source):
+  return str(source.values.get('opts/encoder_type', ''))
+
+
+def _stylegan2(source: Source, _) -> Converted:
+  networks, extras = _generators(source)
+  if 'd/convs.0.0.weight' in source:
+    networks['d_r'] = stylegan2.discriminator(source.under('d/'))
+  w_avg = _w_avg(source, networks)
+  return Converted('stylegan2', networks, extras | w_avg)
+
+
+def _semanticgan(source: Source, _) -> Converted:
+  networks, extras = _generators(source)
+  generator = networks.get('g_ema') or networks['g']
+  if not generator.settings['num_classes']:
+    raise source.missing(
+      'to_seg1.bias' if 'input.input' in source else 'g_ema/to_seg1.bias'
+    )
+  for key, name, part in (
+    ('d_img/convs.0.0.weight', 'd_r', stylegan2.discriminator),
+    ('d_seg/scale0_layer0.0.weight', 'd_m', stylegan2.multiscale),
+  ):
+    if key in source:
+      networks[name] = part(source.under(key.split('/')[0] + '/'))
+  if any(key.startswith('e/') for key in source.keys()):
+    networks['e'] = encoders.semanticgan_encoder(source.under('e/'))
+  w_avg = _w_avg(source, networks)
+  return Converted('semanticgan', networks, extras | w_avg)
+
+
+def _generators(source):
+  """({'g', 'g_ema'} as far as they are there, {'noise': ..})."""
+  networks, extras = {}, {}
+  for name, prefix in (('g', 'g/'), ('g_ema', 'g_ema/'), ('g_ema', '')):
+    part = source.under(prefix)
+    if 'input.input' in part:
+      networks[name], noise = stylegan2.generator(part)
+      if noise:
+        extras['noise'] = noise
+  if not networks:
+    raise source.missing('g_ema/input.input')
+  return networks, extras
+
+
+def _w_avg(source, networks):
+  """{'w_avg': entry [D] or [L, D]}, or {} where the file has none."""
+  if 'latent_avg' not in source:
+    return {}
+  settings = (networks.get('g_ema') or networks['g']).settings
+  w_dim = settings['w_dim']
+  latents = 2 * len(settings['widths'])
+  shape = source.shape('latent_avg')
+  allowed = [(w_dim,), (1, w_dim), (latents, w_dim)]
+  if shape not in allowed:
+    raise WeightsError(
+      f'the weights {source.path} hold latent_avg of shape {shape}, expected '
+      f'one of {", ".join(map(str, allowed))} beside this generator'
+    )
+  flat = lambda x: x.reshape(-1) if x.shape[0] == 1 or x.ndim == 1 else x
+  return {'w_avg': source.entry('latent_avg', shape, flat)}
+
+
+def _psp(source: Source, _, kind: str = 'psp') -> Converted:
+  top = 'state_dict/' if any(
+    key.startswith('state_dict/') for key in source.keys()
+  ) else ''  # fmt: skip
+  generator, noise = stylegan2.generator(source.under(f'{top}decoder.'))
+  encoder = encoders.psp(source.under(f'{top}encoder.'), f'{kind}_encoder')
+  latents = 2 * len(generator.settings['widths'])
+  styles, w_dim = encoder.settings['num_styles'], encoder.settings['w_dim']
+  if (styles, w_dim) != (latents, generator.settings['w_dim']):
+    raise WeightsError(
+      f'the weights {source.path} hold an encoder of {styles} styles of width '
+      f'{w_dim} beside a decoder of {latents} styles of width '
+      f'{generator.settings["w_dim"]}, expected as many; is the file damaged?'
+    )
+  networks, extras = {'g_ema': generator, 'e': encoder}, {'noise': noise}
+  extras |= _w_avg(source, networks)
+  # Without an average the encoder was trained to give codes as they are.
+  starts = source.values.get('opts/start_from_latent_avg', True)
+  return Converted(
+    kind, networks, extras, adds_w_avg=bool(starts) and 'w_avg' in extras
+  )
+
+
+def _e4e(source: Source, _) -> Converted:
+  return _psp(source, _, 'e4e')
+
+
+def _ada(source: Source, _) -> Converted:
+  networks, extras = {}, {}
+  for name, prefix in (('g', 'G/'), ('g_ema', 'G_ema/'), ('g_ema', '')):
+    part = source.under(prefix)
+    if 'synthesis.b4.const' in part:
+      networks[name], noise, w_avg = ada.generator(part)
+      extras = {'noise': noise} if noise else {}
+      extras |= {'w_avg': w_avg} if w_avg else {}
+  if not networks:
+    raise source.missing('G_ema/synthesis.b4.const')
+  if any(key.startswith('D/') for key in source.keys()):
+    networks['d_r'] = ada.discriminator(source.under('D/'))
+  return Converted('stylegan2-ada', networks, extras)
+
+
+def _lpips(source: Source, features: Source | None) -> Converted:
+  return perceptual.convert(source, features)
+
+
+def _torchvision(source: Source, _) -> Converted:
+  return backbones.convert(source)
+
+
+def _inception(source: Source, _) -> Converted:
+  return inception.convert(source)
+
+
+KINDS: dict[str, Callable[[Source, Source | None], Converted]] = {
+  'stylegan2': _stylegan2,
+  'semanticgan': _semanticgan,
+  'psp': _psp,
+  'e4e': _e4e,
+  'stylegan2-ada': _ada,
+  'lpips': _lpips,
+  'torchvision': _torchvision,
+  'inception': _inception,
+}
