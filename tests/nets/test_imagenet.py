@@ -18,6 +18,8 @@ from jaxseg.nets.fcn import FCN
 from jaxseg.nets.mobilenet import MobileNetV2, scaled
 from jaxseg.nets.resnet import ResNet
 from jaxseg.nets.segnet import SegNet
+from jaxseg.published import backbones, folder
+from jaxseg.published.read import open_source
 
 WIDTH = 4
 
@@ -277,6 +279,21 @@ def test_other_precisions(torch, peers, tmp_path, dtype):
     assert_array_equal(found[name], wanted)
 
 
+def test_a_converted_folder(torch, peers, tmp_path):
+  path = saved(torch, peers('resnet18'), tmp_path / 'x.pth')
+  folder.save(backbones.convert(open_source(path)), tmp_path / 'out')
+  converted = str(tmp_path / 'out')
+  wanted = imagenet.load(path, 'resnet18')
+  found = imagenet.load(converted, 'resnet18')
+  assert sorted(found) == sorted(wanted)
+  for name, array in found.items():
+    assert_array_equal(array, wanted[name])
+  variables = as_segmenter(variables_of(ResNet(18, WIDTH, norm='batch')))
+  filled = imagenet.fill(variables, converted, 'resnet18')
+  assert_filled(filled, variables)
+  refused(converted, 'resnet50', "torchvision's resnet18", 'expected resnet50')
+
+
 @pytest.mark.parametrize('backbone, count, size', (
   ('resnet18', 100, 11_176_512 + 2 * 4800),
   ('resnet34', 180, 21_284_672 + 2 * 8512),
@@ -313,13 +330,15 @@ def test_mistakes_are_told(torch, peers, tmp_path):
   refused(changed(**{key: None}), 'vgg16_bn', 'no features.7.weight')
   refused(changed(other=np.ones(2)), 'vgg16_bn', 'other', 'another network')
   refused(changed(**{key: arrays[key].astype(int)}), 'vgg16_bn', key, 'int64')
-  refused(changed(**{key: arrays[key][0]}), 'vgg16_bn', key, '4 axes')
+  refused(changed(**{key: arrays[key][0]}), 'vgg16_bn', key, '(8, 4, 3, 3)')
   bad = np.where(np.arange(8) == 3, np.nan, 1)
   refused(changed(**{'features.8.bias': bad}), 'vgg16_bn', 'not finite')
-  refused(changed(), 'resnet50', 'no conv1.weight', 'resnet50')
+  refused(changed(), 'resnet50', "torchvision's vgg16_bn", 'expected resnet50')
+  np.savez(tmp_path / 'y.npz', a=np.ones(2))
+  refused(tmp_path / 'y.npz', 'resnet50', 'another network', 'such as a')
   refused(tmp_path / 'none.pth', 'resnet50', 'not a file', '.pth')
   torch.save([torch.ones(2)], tmp_path / 'list.pth')
-  refused(tmp_path / 'list.pth', 'vgg16', 'hold a list')
+  refused(tmp_path / 'list.pth', 'vgg16', 'holds a list')
   with pytest.raises(UserError, match="not for 'vgg19'"):
     imagenet.load(str(changed()), 'vgg19')
 
