@@ -17,7 +17,7 @@ from typing import Any
 # arrays, do not count.
 MAX_BYTES = 8 << 20
 LONG_LITERAL = 1 << 16
-# What an opcode costs that may take memory, in bytes.
+# What an opcode or an item of a copy costs, as they may take memory, in bytes.
 COST = 16
 
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
@@ -259,10 +259,14 @@ class _Machine:
       raise ValueError('its pickle calls what is no function')
     if not isinstance(arguments, tuple):
       raise ValueError('its pickle calls a function without arguments')
-    self.budget.spend(len(arguments))
-    for argument in arguments:  # the function may copy them
-      if isinstance(argument, str | list | tuple | dict | set | frozenset):
+    # The function may copy them.
+    copied = len(arguments)
+    for argument in arguments:
+      if isinstance(argument, list | tuple | dict | set | frozenset):
+        copied += len(argument)
+      elif isinstance(argument, str):
         self.budget.spend(len(argument))
+    self.budget.spend(COST * copied)
     self.push(function.build(*arguments))
 
   newobj = reduce
@@ -277,7 +281,7 @@ class _Machine:
         if self.memo[key] is target:
           self.memo[key] = self.stack[-1]
     elif isinstance(self.top(dict), Attributes):
-      self.budget.spend(len(state))
+      self.budget.spend(COST * len(state))
       target.update(mapping(state.items()))
 
   def binpersid(self):

