@@ -27,6 +27,9 @@ from jaxseg.nets.stylegan2 import (
   widths_of,
 )
 
+# Of the maps that the coarse, medium and fine styles are read from.
+STRIDES = (16, 8, 4)
+
 
 class Bottleneck(nn.Module):
   """Residual block 1x1, 3x3, 1x1 (He et al. 2016); stride in the 3x3."""
@@ -173,7 +176,12 @@ class Encoder(nn.Module):
 
     Returns:
       float32 [N, L, w_dim], to which the caller adds the mean w.
+
+    Raises:
+      ValueError: R is larger than heads of `head_depths` take.
     """
+    if self.head_depths:
+      check_size(image.shape[1:3], self.head_depths)
     p2, p3, p4 = FeaturePyramid(
       self.width,
       self.depths,
@@ -188,7 +196,7 @@ class Encoder(nn.Module):
     ]
     styles, style_head = [], remat_if(self.remat, StyleHead)
     for i in range(num_latents(self.resolution)):
-      level = 0 if i < 3 else 1 if i < 7 else 2
+      level = head_level(i)
       head = style_head(
         self.w_dim, depths[level], self.dtype, self.head_width, name=f'style{i}'
       )
@@ -244,6 +252,31 @@ class ResidualEncoder(nn.Module):
     return x.reshape(x.shape[0], length, self.w_dim)
 
 
+def head_level(style: int) -> int:
+  """Which of STRIDES a style is read from: 3 coarse, 4 medium, fine ones."""
+  return 0 if style < 3 else 1 if style < 7 else 2
+
+
 def num_convs_to_pixel(size: int) -> int:
   """Stride-2 convolutions that bring a feature map down to one pixel."""
   return max(1, math.ceil(math.log2(size)))
+
+
+def check_size(size: Sequence[int], head_depths: Sequence[int]) -> None:
+  """Refuses images whose maps the heads do not bring down to one pixel.
+
+  Args:
+    size: height and width of the images.
+    head_depths: convolutions of the heads at each of STRIDES.
+
+  Raises:
+    ValueError: too large.
+  """
+  limit = min(s * 2**d for s, d in zip(STRIDES, head_depths, strict=True))
+  if max(size) > limit:
+    depths = ', '.join(map(str, head_depths))
+    raise ValueError(
+      f'images of {size[0]}x{size[1]} pixels are too large for style heads of '
+      f'{depths} convolutions, which take up to {limit}x{limit}: resize the '
+      'images, or train with more head_depths'
+    )

@@ -12,17 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.nets.encoder import StyleHead, num_convs_to_pixel
+from jaxseg.nets.encoder import (
+  STRIDES,
+  StyleHead,
+  check_size,
+  head_level,
+  num_convs_to_pixel,
+)
 from jaxseg.nets.layers import Conv, Dtype, normalize, remat_if
 from jaxseg.nets.upsampling import resize
-
-# Strides of the maps that the three groups of heads read.
-STRIDES = (16, 8, 4)
-
-
-def head_level(style: int) -> int:
-  """Which of STRIDES a style is read from: 3 coarse, 4 medium, fine ones."""
-  return 0 if style < 3 else 1 if style < 7 else 2
 
 
 class PReLU(nn.Module):
@@ -219,23 +217,3 @@ class E4EEncoder(PSPEncoder):
     """As of `PSPEncoder`."""
     styles = self._styles(image, train)
     return jnp.concatenate([styles[:, :1], styles[:, :1] + styles[:, 1:]], 1)
-
-
-def check_size(size: Sequence[int], head_depths: Sequence[int]) -> None:
-  """Refuses images whose maps the heads do not bring down to one pixel.
-
-  Args:
-    size: height and width of the images.
-    head_depths: of `PSPEncoder`.
-
-  Raises:
-    ValueError: too large.
-  """
-  limit = min(s * 2**d for s, d in zip(STRIDES, head_depths, strict=True))
-  if max(size) > limit:
-    depths = ', '.join(map(str, head_depths))
-    raise ValueError(
-      f'images of {size[0]}x{size[1]} pixels are too large for style heads of '
-      f'{depths} convolutions, which take up to {limit}x{limit}: resize the '
-      'images, or train with more head_depths'
-    )

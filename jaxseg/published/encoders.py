@@ -6,7 +6,7 @@ Tov et al., Designing an Encoder for StyleGAN Image Manipulation (e4e, SIGGRAPH
 2021), section 4.
 """
 
-from jaxseg.nets.ir_se import STRIDES, head_level
+from jaxseg.nets.encoder import STRIDES, head_level
 from jaxseg.published.networks import Network
 from jaxseg.published.source import (
   Source,

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 from torch_functions import random_variables
 
-from jaxseg.nets.encoder import ResidualEncoder
+from jaxseg.nets.encoder import Encoder, ResidualEncoder
 from jaxseg.nets.ir_se import E4EEncoder, PSPEncoder, Unit
 
 TINY = dict(
@@ -99,6 +99,12 @@ def test_images_that_are_too_large(depths, side, limit):
   image = jnp.zeros((1, 8, side, 3))
   with pytest.raises(ValueError, match=f'8x{side} .* up to {limit}x{limit}'):
     jax.eval_shape(encoder.init, jax.random.key(0), image)
+
+
+def test_images_that_are_too_large_for_a_feature_pyramid():
+  encoder = Encoder(64, 4, width=8, features=8, head_depths=(1, 2, 3))
+  with pytest.raises(ValueError, match='32x64 .* up to 32x32'):
+    jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 32, 64, 3)))
 
 
 def shapes(encoder):
