@@ -230,8 +230,7 @@ def check(config: ConfigDict) -> None:
       )
     fields = config[name]
     if fields.init_from and not (
-      fields.init_from in config.stages[:i]
-      or start.is_folder(fields.init_from)
+      fields.init_from in config.stages[:i] or start.is_folder(fields.init_from)
     ):
       raise UserError(
         f'config.{name}.init_from is {fields.init_from!r}, must be an earlier '
@@ -383,18 +382,23 @@ def _check_entries(value: tuple, where: str) -> None:
       )
 
 
-def in_short(error: Exception) -> str:
-  """Returns what went wrong with a flag in one line, without a traceback."""
+def in_short(error: Exception, flag: str = '--config') -> str:
+  """Returns what went wrong with a flag in one line, without a traceback.
+
+  Args:
+    error: of the flag's parser.
+    flag: whose field is unknown, where one is.
+  """
   if isinstance(error, AttributeError | KeyError):
     # "'NAME'\\nDid you mean "OTHER" ...", perhaps quoted twice.
     name, meant = re.match(
       r'\W*(\w*)(?:.*Did you mean \W*(\w+))?', str(error), re.DOTALL
     ).groups()
     hint = f', did you mean {meant!r}?' if meant else '.'
-    return f'--config has no field {name!r}{hint}'
-  flag, told, trace = str(error).partition('Error whilst parsing config file')
-  if told:  # the last line is of the config file's own error
-    return flag + trace.strip().splitlines()[-1].partition(': ')[2] + '.'
+    return f'{flag} has no field {name!r}{hint}'
+  told, found, trace = str(error).partition('Error whilst parsing config file')
+  if found:  # the last line is of the config file's own error
+    return told + trace.strip().splitlines()[-1].partition(': ')[2] + '.'
   return ' '.join(str(error).split())
 
 

@@ -11,6 +11,9 @@ Of a volume (.nii, .nii.gz, a DICOM file, a folder with one DICOM series) every
 slice is labelled, cut and shown as in training. It gets one DIR/NAME.nii.gz of
 its own shape and place, a contact sheet as overlay, and one row in the table:
 the mean trust of its slices, the seconds of all, the fractions of its voxels.
+
+With --pretrained=DIR in place of --workdir, published weights invert the
+images, see jaxseg/predict_pretrained.py.
 """
 
 import contextlib
@@ -26,7 +29,10 @@ from absl import app, flags
 from jaxseg import (
   errors,
   predict_files,
+  predict_inversion,
+  predict_pretrained,
   predict_table,
+  predict_tto,
   visualize,
   workdir,
   writers,
@@ -247,6 +253,11 @@ def _define_flags(to=flags.FLAGS):
     flags.DEFINE_integer, 'batch_size', None, 'Images or slices at a time.',
     lower_bound=1,
   )  # fmt: skip
+  predict_tto.define_flags(to)
+
+
+# Flags that say which of a workdir's stages labels, and how.
+OF_WORKDIR = ('workdir', 'stage', 'checkpoint', 'refine', 'window')
 
 
 def _show_window(config, window):
@@ -262,23 +273,52 @@ def _show_window(config, window):
   config.data.intensity.window = (low, high)
 
 
+def _check_flags(args, argv):
+  """Refuses flags that are missing or do not go together."""
+  if len(argv) > 1:
+    raise UserError(f'unexpected argument {argv[1]!r}, expected --name=value')
+  pretrained = bool(args.pretrained)
+  other = OF_WORKDIR if pretrained else predict_tto.NAMES
+  for name in other:
+    if predict_tto.is_given(args, name):
+      raise UserError(
+        f'--{name} was given with --pretrained, expected one of the two, as it '
+        'is for a trained workdir; leave one out'
+        if pretrained
+        else f'--{name} was given without --pretrained, expected both, as it '
+        'is for converted weights; add --pretrained=FOLDER or leave it out'
+      )
+  source = 'pretrained' if pretrained else 'workdir'
+  for name in (source, 'images', 'output'):
+    if not args[name].value:
+      raise UserError(f'--{name} is missing; add --{name}=FOLDER')
+
+
+def _run(args):
+  """Does what the flags ask for; returns the names of unreadable files."""
+  predict_files.list_files(Path(args.images))  # before the slow part
+  if args.pretrained:
+    settings, data = predict_tto.from_flags(args)
+    system = predict_inversion.load(
+      args.pretrained, args.perceptual_kind, args.lpips_weights
+    )
+    return predict_pretrained.invert_folder(
+      system, args.images, args.output, settings, data, args.batch_size
+    )
+  trained = workdir.load(args.workdir, checkpoint=args.checkpoint)
+  if args.window:
+    _show_window(trained.config, args.window)
+  return predict_folder(
+    trained, args.images, args.output, args.stage, args.refine, args.batch_size
+  )
+
+
 def main(argv: list[str]) -> int:
   """Runs the command line; returns 1 if a file could not be read."""
   args = flags.FLAGS
   with errors.friendly():
-    if len(argv) > 1:
-      raise UserError(f'unexpected argument {argv[1]!r}, expected --name=value')
-    for name in ('workdir', 'images', 'output'):
-      if not args[name].value:
-        raise UserError(f'--{name} is missing; add --{name}=FOLDER')
-    predict_files.list_files(Path(args.images))  # before the slow part
-    trained = workdir.load(args.workdir, checkpoint=args.checkpoint)
-    if args.window:
-      _show_window(trained.config, args.window)
-    bad = predict_folder(
-      trained, args.images, args.output, args.stage,
-      args.refine, args.batch_size,
-    )  # fmt: skip
+    _check_flags(args, argv)
+    bad = _run(args)
     if bad:
       files = 'file' if len(bad) == 1 else 'files'
       writers.say(f'{len(bad)} {files} could not be read: {", ".join(bad)}')

@@ -146,6 +146,29 @@ def grid(
   return canvas
 
 
+def captioned(
+  images: Sequence[np.ndarray], captions: Sequence[str], min_side: int = 96
+) -> np.ndarray:
+  """Lays images of one size out in a row, a line of text above each.
+
+  Args:
+    images: as of `grid`.
+    captions: as many.
+    min_side: see `grid`.
+
+  Returns:
+    uint8 [H', W', 3]; the last rows are `grid([images], min_side)`.
+  """
+  row = grid([images], min_side)
+  step = (row.shape[1] + 2) // len(images)
+  size = max(12, step // 24)
+  canvas = Image.new('RGB', (row.shape[1], size + 8), _PAPER)
+  draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+  for i, text in enumerate(captions):
+    draw.text((i * step + 4, 2), text, _INK, font)
+  return np.concatenate([np.asarray(canvas), row])
+
+
 def sample_grid(
   images: np.ndarray,
   labels: np.ndarray,
