@@ -201,8 +201,8 @@ def _lpips_from_checkpoint(config):
   """LPIPS weights are in the checkpoint; 'random' has the same shapes."""
   for stage in config.stages:
     args = config[stage].args
-    if args.get('perceptual_kind') == 'lpips':
-      args.perceptual_kind = 'random'
+    if 'perceptual_kind' in args:
+      args.perceptual_kind = args.perceptual_kind.replace('lpips', 'random')
   return config
 
 

@@ -89,6 +89,20 @@ def load_weights(path: str = '') -> Params:
   return nested({name: entry.read() for name, entry in found.items()})
 
 
+def net_at(path: str) -> str:
+  """Name of the classifier whose weights a file or folder holds.
+
+  Raises:
+    UserError: see `load_weights`.
+  """
+  if not Path(path).is_dir():
+    return perceptual.entries(open_source(path))[0]
+  networks = folder.read_card(path)['networks']
+  return (
+    networks['lpips']['settings']['net'] if 'lpips' in networks else 'vgg16'
+  )
+
+
 def _of_folder(path):
   found = folder.load(path)
   if 'lpips' not in found.networks:
