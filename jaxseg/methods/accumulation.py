@@ -94,7 +94,9 @@ def gradient(
 def parts_of(fields: Any) -> int:
   """k, from a stage's fields."""
   args = fields.args
-  return args.accumulate if 'accumulate' in args else args.optimizer.accumulate
+  if 'optimizer' in args and 'accumulate' not in args:
+    args = args.optimizer
+  return args.get('accumulate', 1)  # a method without it takes its batch whole
 
 
 def check(where: str, fields: Any) -> None:

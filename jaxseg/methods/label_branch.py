@@ -18,7 +18,15 @@ import optax
 from jaxseg import writers
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
-from jaxseg.method import Method, Prediction, TrainState, new_state, update
+from jaxseg.method import (
+  Method,
+  Prediction,
+  TrainState,
+  ema_decay,
+  ema_update,
+  new_state,
+  update,
+)
 from jaxseg.methods import frozen as frozen_nets
 from jaxseg.methods import inversion
 from jaxseg.nets import pixel_head, stylegan2
@@ -42,6 +50,7 @@ def make(
   max_images: int = 64,  # labelled images that are inverted, the first so many
   # Optimiser: Adam.
   lr: float = 2e-3,
+  ema_half_life: float = 0.0,  # of averaged weights, in images; 0: off
   lambda_ce: float = 1.0,
   lambda_dice: float = 1.0,  # of 'skips'
   # Inversion of the labelled images, and of those to be labelled ("Ours").
@@ -123,7 +132,8 @@ def make(
       'frozen': _without_d_r(weights),
       'perceptual': frozen_nets.metric_weights(distance, weights),
     }
-    return state.replace(params=params, ema=params, extra=extra)
+    ema = jax.tree.map(np.copy, params)  # donated buffers are not shared
+    return state.replace(params=params, ema=ema, extra=extra)
 
   def absorb(state, images, labels) -> TrainState:
     """Inverts labelled images, and remembers their codes.
@@ -229,12 +239,12 @@ def make(
     params, opt_state = update(
       tx['head'], grads, state.opt_state['head'], state.params['head']
     )
-    params = {'head': params}
+    decay = ema_decay(n, ema_half_life)
     return state.replace(
       step=state.step + 1,
-      params=params,
+      params={'head': params},
       opt_state={'head': opt_state},
-      ema=params,
+      ema={'head': ema_update(state.ema['head'], params, decay)},
     ), metrics
 
   def model_of(state):
