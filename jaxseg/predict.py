@@ -277,16 +277,17 @@ def _check_flags(args, argv):
   """Refuses flags that are missing or do not go together."""
   if len(argv) > 1:
     raise UserError(f'unexpected argument {argv[1]!r}, expected --name=value')
-  pretrained = bool(args.pretrained)
+  pretrained = args.pretrained is not None
   other = OF_WORKDIR if pretrained else predict_tto.NAMES
   for name in other:
     if predict_tto.is_given(args, name):
       raise UserError(
-        f'--{name} was given with --pretrained, expected one of the two, as it '
-        'is for a trained workdir; leave one out'
+        f'--{name} was given with --pretrained, expected one of the two, as '
+        f'--{name} is for trained workdirs; leave one out'
         if pretrained
-        else f'--{name} was given without --pretrained, expected both, as it '
-        'is for converted weights; add --pretrained=FOLDER or leave it out'
+        else f'--{name} was given without --pretrained, expected both, as '
+        f'--{name} is for converted weights; leave it out or add '
+        '--pretrained=FOLDER'
       )
   source = 'pretrained' if pretrained else 'workdir'
   for name in (source, 'images', 'output'):
