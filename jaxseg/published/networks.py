@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from jaxseg.nets import discriminators, encoder, ir_se, stylegan2
+from jaxseg.nets import discriminators, encoder, inception, ir_se, stylegan2
 
 # arch -> module; its attributes are the settings.
 ARCHS: dict[str, Any] = {
@@ -15,6 +15,7 @@ ARCHS: dict[str, Any] = {
   'residual_encoder': encoder.ResidualEncoder,
   'psp_encoder': ir_se.PSPEncoder,
   'e4e_encoder': ir_se.E4EEncoder,
+  'inception_v3': inception.InceptionV3,
 }
 
 
