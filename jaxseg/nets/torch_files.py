@@ -123,6 +123,11 @@ def _read_zip(data):
   if len(pickles) != 1:
     raise ValueError('the zip archive is not one of torch.save')
   folder = pickles[0].removesuffix('data.pkl')
+  if f'{folder}constants.pkl' in entries:
+    raise ValueError(
+      'it is a program of TorchScript, not weights alone; of the Inception of '
+      "FID, take pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
+    )
 
   @functools.cache
   def region(name):

@@ -1,6 +1,7 @@
 """Inception-v3, converted from the published names, computes what it should."""
 
 import functools
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from torch_functions import needed, random_variables
 from jaxseg.nets import inception
 from jaxseg.published import inception as published
 from jaxseg.published import networks
+from jaxseg.published.read import open_source
 from jaxseg.published.source import Source, Tensor, WeightsError
 
 
@@ -118,3 +120,13 @@ def test_mistakes_are_told():
   key = 'Mixed_7c.branch_pool.bn.running_var'
   refused((f'no {key}',), {k: x for k, x in arrays.items() if k != key})
   refused(('no Conv2d_1a_3x3.conv.weight', 'a'), {'a': np.ones(2)})
+
+
+def test_torchscript_is_refused_with_what_to_take(tmp_path):
+  path = tmp_path / 'inception-2015-12-05.pt'
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name in ('data.pkl', 'constants.pkl', 'code/__torch__.py'):
+      archive.writestr(f'inception/{name}', b'\x80\x02}.')
+  with pytest.raises(WeightsError, match='TorchScript.*pytorch-fid') as error:
+    open_source(str(path))
+  assert '\n' not in str(error.value)
