@@ -13,6 +13,8 @@ wherever weights are asked for: `jaxseg.predict --pretrained=`,
 `jaxseg.pretrained.load(folder)`.
 """
 
+import signal
+import sys
 import time
 from typing import Any
 
@@ -74,24 +76,42 @@ def describe(card: dict[str, Any]) -> str:
       f'{source["sha256"][:16]}...'
     )
   for name, network in card['networks'].items():
-    settings = ', '.join(f'{k} {v}' for k, v in network['settings'].items())
     lines.append(
-      f'{name}: {network["arch"]}, {network["parameters"]:,} values; {settings}'
+      f'{name}: {network["arch"]}, {network["parameters"]:,} parameters'
     )
-    if 'generator' in network['arch']:
-      latents = 2 * len(network['settings']['widths'])
-      lines[-1] += f', n_latent {latents}'
+    lines.append(f'  {_settings(network)}')
   for name, shape in card['extras'].items():
-    if not name.startswith('noise/'):
+    if name == 'w_avg':
+      use = '; codes of e are relative to it' if card['adds_w_avg'] else ''
+      lines.append(f'w_avg: {" x ".join(map(str, shape))}{use}')
+    elif not name.startswith('noise/'):
       lines.append(f'{name}: {tuple(shape)}')
   maps = sum(name.startswith('noise/') for name in card['extras'])
   lines += [f'noise: {maps} maps'] if maps else []
-  lines += card['remarks']
+  lines += [f'note: {remark}' for remark in card['remarks']]
   if ignored := card['ignored']:
     some = ', '.join(ignored[:5])
     more = f' and {len(ignored) - 5} more' if ignored[5:] else ''
     lines.append(f'not converted: {some}{more}')
   return '\n'.join(lines)
+
+
+def _settings(network):
+  """Settings of a network, the sizes that matter first."""
+  settings = dict(network['settings'])
+  parts = []
+  if side := settings.pop('resolution', None):
+    parts.append(f'{side} x {side}')
+  if network['arch'] == 'stylegan2_generator':
+    channels, classes = settings.pop('channels'), settings.pop('num_classes')
+    parts += [f'{channels} channel{"s" * (channels > 1)}']
+    parts += [f'{classes} label logits' if classes else 'no labels']
+    parts += [f'n_latent {2 * len(settings["widths"])}']
+  for name, value in settings.items():
+    if isinstance(value, list | tuple):
+      value = ' '.join(map(str, value))
+    parts.append(f'{name} {value}')
+  return ', '.join(parts)
 
 
 def _define_flags(to=flags.FLAGS):
@@ -138,26 +158,38 @@ def _command(args, words):
 
 def main(argv: list[str]) -> None:
   """Runs the command line."""
-  args = flags.FLAGS
   with errors.friendly():
-    command, words = _command(args, argv[1:])
+    command, words = _command(flags.FLAGS, argv[1:])
     if command == 'show':
-      writers.say(describe(read_card(words[0])))
+      card = read_card(words[0])
+      folder.refuse_changed(words[0])
+      writers.say(describe(card))
       return
-    start = time.monotonic()
-    if command == 'convert':
-      card = convert(
-        args.kind, args.source, args.output,
-        features=args.features, size=args.size,
-      )  # fmt: skip
-    else:
-      from jaxseg.published import export
+    # Then it is as with Ctrl-C: what is half written is removed.
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+      _write(command, flags.FLAGS)
+    except KeyboardInterrupt:
+      print('jaxseg: interrupted; nothing was written', file=sys.stderr)
+      raise SystemExit(130) from None
+    finally:
+      signal.signal(signal.SIGTERM, old)
 
-      card = export.export(
-        args.workdir, args.output, args.stage, args.checkpoint
-      )
-    writers.say(describe(card))
-    writers.say(f'{args.output}: written in {time.monotonic() - start:.1f} s')
+
+def _write(command, args):
+  """Runs `convert` or `export`."""
+  start = time.monotonic()
+  if command == 'convert':
+    card = convert(
+      args.kind, args.source, args.output,
+      features=args.features, size=args.size,
+    )  # fmt: skip
+  else:
+    from jaxseg.published import export
+
+    card = export.export(args.workdir, args.output, args.stage, args.checkpoint)
+  writers.say(describe(card))
+  writers.say(f'{args.output}: written in {time.monotonic() - start:.1f} s')
 
 
 if __name__ == '__main__':

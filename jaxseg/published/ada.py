@@ -4,6 +4,8 @@ Karras et al., Training Generative Adversarial Networks with Limited Data
 (NeurIPS 2020); the networks are those of StyleGAN2, under other names.
 """
 
+import math
+
 import numpy as np
 
 from jaxseg.published.networks import Network
@@ -38,7 +40,9 @@ def generator(source: Source) -> tuple[Network, dict, Entry | None]:
       f'the weights {source.path} draw images of {classes} given classes '
       f'({source.prefix}mapping.embed.weight), expected a generator without'
     )
+  _refuse_other_layers(source, 'mapping_kwargs', 'synthesis_kwargs')
   settings, noise = _generator_settings(source), {}
+  has_noise = any(key.endswith('.noise_const') for key in source.keys())
   widths, w_dim = settings['widths'], settings['w_dim']
   params = {
     'const': source.entry(
@@ -60,9 +64,9 @@ def generator(source: Source) -> tuple[Network, dict, Entry | None]:
       if part == 'conv0' and not i:
         continue
       name = f'{block}.{part}'
-      params[ours] = _styled(source, name, width, fan_in, w_dim)
+      params[ours] = _styled(source, name, width, fan_in, w_dim, has_noise)
       filtered(source, f'{name}.resample_filter')
-      if f'{name}.noise_const' in source:
+      if has_noise:
         noise[str(len(noise))] = source.entry(
           f'{name}.noise_const', (side, side), lambda x: x[None, :, :, None]
         )
@@ -88,6 +92,7 @@ def discriminator(source: Source) -> Network:
       f'the weights {source.path} hold {source.prefix}mapping.fc0.weight: a '
       'discriminator of images of given classes, expected one without'
     )
+  _refuse_other_layers(source, 'block_kwargs', 'epilogue_kwargs')
   blocks = 0
   while f'b{4 * 2 ** (blocks + 1)}.conv0.weight' in source:
     blocks += 1
@@ -116,11 +121,8 @@ def discriminator(source: Source) -> Network:
   settings = {
     'resolution': 4 * 2**blocks,
     'widths': widths[::-1],
-    'conv_clamp': _clamp(source, 'common_kwargs', 'block_kwargs'),
-    'stddev_group': int(
-      _init(source, 'epilogue_kwargs/mbstd_group_size')
-      or 4  # of its authors
-    ),
+    'conv_clamp': _clamp(source, 'b4.conv', 'conv_clamp'),
+    'stddev_group': _stddev_group(source),
   }
   return Network('stylegan2_discriminator', settings, {'params': params})
 
@@ -145,19 +147,51 @@ def _generator_settings(source):
     'w_dim': w_dim,
     'mapping_depth': source.count(r'mapping\.fc(\d+)\.weight'),
     'widths': widths,
-    'conv_clamp': _clamp(source, 'synthesis_kwargs'),
+    'conv_clamp': _clamp(
+      source, 'synthesis.b4.conv1', 'synthesis_kwargs/conv_clamp'
+    ),
   }
 
 
-def _init(source, name):
-  """An argument that the network was made with, if the file tells."""
-  return source.values.get(f'{source.prefix}_init_kwargs/{name}')
+def _setting(source, attribute, argument, default):
+  """What a layer was made with, as it says itself, or else the network."""
+  for name in (attribute, f'_init_kwargs/{argument}'):
+    value = source.values.get(f'{source.prefix}{name}')
+    if value is not None:
+      if not _is_number(value):
+        raise WeightsError(
+          f'the weights {source.path} hold {source.prefix}{name} = '
+          f'{str(value)[:50]!r}, expected a number; is the file damaged?'
+        )
+      return value
+  return default
 
 
-def _clamp(source, *groups):
-  names = ['conv_clamp', *(f'{group}/conv_clamp' for group in groups)]
-  found = [value for n in names if (value := _init(source, n)) is not None]
-  return float(found[0]) if found else 0.0
+def _is_number(value):
+  return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _clamp(source, layer, argument):
+  return float(_setting(source, f'{layer}.conv_clamp', argument, 0.0))
+
+
+def _stddev_group(source):
+  """Of the batch's standard deviation; its authors' is 4."""
+  argument = 'epilogue_kwargs/mbstd_group_size'
+  return int(_setting(source, 'b4.mbstd.group_size', argument, 4))
+
+
+def _refuse_other_layers(source, *names):
+  """Refuses layers that have the same arrays, but compute something else."""
+  for name in names:
+    for kind, wanted in (('activation', 'lrelu'), ('lr_multiplier', 0.01)):
+      key = f'{source.prefix}_init_kwargs/{name}/{kind}'
+      found = source.values.get(key, wanted)
+      if found != wanted:
+        raise WeightsError(
+          f'the weights {source.path} hold {key} = {str(found)[:50]!r}, '
+          f'expected {wanted!r}; such a network cannot be converted'
+        )
 
 
 def _modulated(source, name, features, fan_in, size, w_dim):
@@ -168,12 +202,11 @@ def _modulated(source, name, features, fan_in, size, w_dim):
   }
 
 
-def _styled(source, name, features, fan_in, w_dim):
+def _styled(source, name, features, fan_in, w_dim, has_noise):
   key = f'{name}.noise_strength'
   strength = (
     source.entry(key, ())
-    if key in source
-    # It was made without noise.
+    if has_noise
     else Entry((), lambda: np.zeros((), np.float32), key)
   )
   return {

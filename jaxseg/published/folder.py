@@ -6,8 +6,10 @@ NETWORK/COLLECTION/PATH, such as 'g_ema/params/conv_first/bias', and
 extras/NAME. files.json holds a checksum of each file.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -75,13 +77,14 @@ def save(
     UserError: the folder exists or cannot be written.
     WeightsError: numbers that are not finite, or a damaged file.
   """
-  output = Path(output)
+  output = Path(os.path.abspath(output))
   refuse_existing(output)
   entries = flat(converted.extras, 'extras/')
   for name, network in converted.networks.items():
     entries |= flat(network.variables, f'{name}/')
   card = _card(converted, entries, files, ignored)
   partial = output.with_name(f'.{output.name}.partial-{os.getpid()}')
+  new = [folder for folder in partial.parents if not folder.exists()]
   try:
     partial.mkdir(parents=True)
     _write(partial / WEIGHTS, entries)
@@ -98,6 +101,10 @@ def save(
     ) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+    if not output.is_dir():
+      for parent in new:
+        with contextlib.suppress(OSError):
+          parent.rmdir()
   return card
 
 
@@ -107,8 +114,15 @@ def refuse_existing(output: str | os.PathLike) -> None:
   Raises:
     UserError: names it.
   """
-  output = Path(output)
-  if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+  try:
+    exists = os.path.lexists(output)
+    taken = exists and not (os.path.isdir(output) and not os.listdir(output))
+  except OSError as error:
+    raise UserError(
+      f'--output={output} cannot be looked into ({error.strerror}); choose a '
+      'folder where you may write'
+    ) from error
+  if taken:
     raise UserError(
       f'--output={output} exists, expected a new folder; remove it or choose '
       'another'
@@ -125,7 +139,7 @@ def read_card(folder: str | os.PathLike) -> dict[str, Any]:
 
   Raises:
     UserError: there is none.
-    WeightsError: it is damaged, or of a newer version.
+    WeightsError: it is damaged, or of another version.
   """
   path = Path(folder) / CARD
   if not path.is_file():
@@ -137,14 +151,33 @@ def read_card(folder: str | os.PathLike) -> dict[str, Any]:
   try:
     card = json.loads(path.read_text(encoding='utf-8'))
     version = card['format']
-  except (ValueError, KeyError, TypeError) as error:
-    raise WeightsError(f'{path} is damaged; convert the file anew') from error
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    reason = getattr(error, 'strerror', None) or 'it is not as it was written'
+    raise WeightsError(
+      f'{path} cannot be read ({reason}); convert the file anew'
+    ) from error
   if version != FORMAT:
     raise WeightsError(
       f'{path} is of format {version}, expected {FORMAT}; convert the file '
       'anew with this version of jaxseg'
     )
   return card
+
+
+def refuse_changed(folder: str | os.PathLike) -> None:
+  """Refuses a folder whose files are not those that `save` wrote.
+
+  Raises:
+    WeightsError: names the first.
+  """
+  wrong = manifest.changed_files(folder)
+  if wrong is None:
+    wrong = [f'{Path(folder) / manifest.FILES} is missing or damaged']
+  if wrong:
+    raise WeightsError(
+      f'the weights in {folder} are damaged ({wrong[0]}), expected the files '
+      'as they were written; convert the file anew'
+    )
 
 
 def load(
@@ -164,10 +197,7 @@ def load(
     WeightsError: it is damaged.
   """
   card = read_card(folder)
-  if wrong := manifest.changed_files(folder):
-    raise WeightsError(
-      f'the weights in {folder} are damaged ({wrong[0]}); convert the file anew'
-    )
+  refuse_changed(folder)
   names = list(card['networks'] if names is None else names)
   for name in names:
     if name not in card['networks']:
@@ -200,7 +230,8 @@ def _card(converted, entries, files, ignored):
       'arch': network.arch,
       'settings': network.settings,
       'parameters': sum(
-        int(np.prod(leaf.shape)) for leaf in flat(network.variables).values()
+        math.prod(leaf.shape)
+        for leaf in flat(network.variables['params']).values()
       ),
     }
     for name, network in converted.networks.items()
@@ -232,7 +263,7 @@ def _write(path, entries):
   """The format of safetensors: length of the header, header, bytes in order."""
   header, start = {}, 0
   for name, entry in entries.items():
-    size = 4 * int(np.prod(entry.shape))
+    size = 4 * math.prod(entry.shape)
     header[name] = {
       'dtype': 'F32',
       'shape': list(entry.shape),

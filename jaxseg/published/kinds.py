@@ -49,7 +49,7 @@ def convert(
     raise UserError(
       f'--kind={kind} is unknown, expected one of {", ".join(KINDS)}'
     )
-  if (found := sniff(source)) and not _are_alike(found, kind):
+  if (found := sniff(source, kind)) and not _are_alike(found, kind):
     raise WeightsError(
       f'the weights {source.path} look like kind {found}, not {kind}; give '
       f'--kind={found}'
@@ -60,23 +60,22 @@ def convert(
       'it out'
     )
   converted = KINDS[kind](source, features)
-  for name, network in converted.networks.items():
-    got = network.settings.get('resolution', size)
-    if size and got != size and name != 'e':
-      raise WeightsError(
-        f'the weights {source.path} hold {name} of size {got}, but --size is '
-        f'{size}; leave --size out'
-      )
+  _refuse_misfits(source, converted.networks)
+  if size:
+    _refuse_other_size(source, converted.networks, size)
   return converted
 
 
-def sniff(source: Source) -> str | None:
-  """The kind that the names in a file speak for; None: unknown ones."""
+def sniff(source: Source, wanted: str = '') -> str | None:
+  """The kind that the names in a file speak for; None: unknown ones.
+
+  Args:
+    source: the opened file.
+    wanted: the kind it is taken for, where names do not tell.
+  """
   for kind, beginnings in SIGNS:
     if any(key.startswith(beginnings) for key in source.keys()):
-      if kind == 'psp' and 'Encoder4Editing' in _encoder_type(source):
-        return 'e4e'
-      return kind
+      return _psp_or_e4e(source, wanted) if kind == 'psp' else kind
   return None
 
 
@@ -84,12 +83,75 @@ def _are_alike(found, kind):
   """Whether a file of one kind may be one of another, as far as names tell."""
   if {found, kind} == {'stylegan2', 'semanticgan'}:
     return True  # what is missing is told by name
-  # Their encoders have the same names; only the recorded options differ.
-  return found == kind or (found, kind) == ('psp', 'e4e')
+  return found == kind
 
 
-def _encoder_type(source):
-  return str(source.values.get('opts/encoder_type', ''))
+def _psp_or_e4e(source, wanted):
+  """Their encoders have the same names; only the recorded options differ."""
+  recorded = str(source.values.get('opts/encoder_type', ''))
+  if recorded == 'Encoder4Editing' or (not recorded and wanted == 'e4e'):
+    return 'e4e'
+  return 'psp'
+
+
+def _refuse_misfits(source, networks):
+  """Raises if a network of the file cannot work with its generator."""
+  name = 'g_ema' if 'g_ema' in networks else 'g'
+  if name not in networks:
+    return
+  wanted = _interface(networks[name])
+  for other, network in networks.items():
+    for what, found in _interface(network).items():
+      if found != wanted[what]:
+        raise WeightsError(
+          f'the weights {source.path} hold {other} of {what} {found} beside '
+          f'{name} of {what} {wanted[what]}, expected the same; is the file '
+          'damaged?'
+        )
+
+
+def _interface(network):
+  """What networks of one file must agree about, by what it is."""
+  settings, params = network.settings, network.variables['params']
+  if network.arch == 'stylegan2_generator':
+    channels, classes = settings['channels'], settings['num_classes']
+    return {
+      'size': settings['resolution'],
+      'channels': channels,
+      'classes': classes,
+      'channels and classes': channels + classes,
+      'styles': 2 * len(settings['widths']),
+      'width of w': settings['w_dim'],
+    }
+  if network.arch == 'stylegan2_discriminator':
+    channels = params['from_rgb']['kernel'].shape[2]
+    return {'size': settings['resolution'], 'channels': channels}
+  if network.arch == 'multiscale_discriminator':
+    both = params['scale_0']['layer0']['kernel'].shape[2]
+    return {'channels and classes': both}
+  # Encoders: pSp's take images of their own size, perhaps of other channels.
+  places = {'resolution': 'size', 'num_styles': 'styles'}
+  found = {places[k]: v for k, v in settings.items() if k in places}
+  return found | {'width of w': settings['w_dim']}
+
+
+def _refuse_other_size(source, networks, size):
+  sizes = {
+    name: network.settings['resolution']
+    for name, network in networks.items()
+    if 'resolution' in network.settings
+  }
+  if not sizes:
+    raise UserError(
+      f'--size={size} is for files with a generator, found '
+      f'{", ".join(networks)} in {source.path}; leave it out'
+    )
+  for name, got in sizes.items():
+    if got != size:
+      raise WeightsError(
+        f'the weights {source.path} hold {name} of size {got}, but --size is '
+        f'{size}; leave --size out'
+      )
 
 
 def _stylegan2(source: Source, _) -> Converted:
@@ -122,6 +184,8 @@ def _semanticgan(source: Source, _) -> Converted:
 def _generators(source):
   """({'g', 'g_ema'} as far as they are there, {'noise': ..})."""
   networks, extras = {}, {}
+  # Read later; beside a bare state dict it is none of the generator's.
+  source.take('latent_avg')
   for name, prefix in (('g', 'g/'), ('g_ema', 'g_ema/'), ('g_ema', '')):
     part = source.under(prefix)
     if 'input.input' in part:
@@ -157,21 +221,20 @@ def _psp(source: Source, _, kind: str = 'psp') -> Converted:
   ) else ''  # fmt: skip
   generator, noise = stylegan2.generator(source.under(f'{top}decoder.'))
   encoder = encoders.psp(source.under(f'{top}encoder.'), f'{kind}_encoder')
-  latents = 2 * len(generator.settings['widths'])
-  styles, w_dim = encoder.settings['num_styles'], encoder.settings['w_dim']
-  if (styles, w_dim) != (latents, generator.settings['w_dim']):
-    raise WeightsError(
-      f'the weights {source.path} hold an encoder of {styles} styles of width '
-      f'{w_dim} beside a decoder of {latents} styles of width '
-      f'{generator.settings["w_dim"]}, expected as many; is the file damaged?'
-    )
-  networks, extras = {'g_ema': generator, 'e': encoder}, {'noise': noise}
+  networks = {'g_ema': generator, 'e': encoder}
+  extras = {'noise': noise} if noise else {}
   extras |= _w_avg(source, networks)
   # Without an average the encoder was trained to give codes as they are.
-  starts = source.values.get('opts/start_from_latent_avg', True)
-  return Converted(
-    kind, networks, extras, adds_w_avg=bool(starts) and 'w_avg' in extras
-  )
+  recorded = source.values.get('opts/start_from_latent_avg')
+  adds = 'w_avg' in extras and (recorded is None or bool(recorded))
+  remarks = ()
+  if recorded and 'w_avg' not in extras:
+    remarks = (
+      'the file records that codes are relative to a mean w '
+      '(start_from_latent_avg), but holds no latent_avg: codes will be far '
+      'off',
+    )
+  return Converted(kind, networks, extras, remarks, adds)
 
 
 def _e4e(source: Source, _) -> Converted:

@@ -172,7 +172,9 @@ class Source:
     return sorted({self.prefix + key for key in self.keys()} - self._taken)
 
   def _read(self, name, turn):
-    array = np.array(turn(self.tensors[name].read()), np.float32, order='C')
+    view = turn(self.tensors[name].read())
+    with np.errstate(over='ignore'):  # told below
+      array = np.array(view, np.float32, order='C')
     if not np.isfinite(array).all():
       raise WeightsError(
         f'the weights {self.path} hold numbers in {name} that are not finite; '

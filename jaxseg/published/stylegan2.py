@@ -69,7 +69,7 @@ def generator_settings(source: Source) -> dict:
   """Sizes of a generator out of its shapes, as `Generator` names them."""
   convs = source.count(r'convs\.(\d+)\.conv\.weight')
   first = source.shape('conv1.conv.weight', 5)[1]
-  if convs % 2:
+  if convs % 2 or not convs:
     raise source.missing(f'convs.{convs}.conv.weight')
   widths = [first]
   for i in range(0, convs, 2):
@@ -271,10 +271,11 @@ def _output(source, name, features, width, w_dim):
 
 def _noise(source, levels):
   sides = [4] + [4 * 2**i for i in range(1, levels) for _ in range(2)]
+  if not any(f'noises.noise_{i}' in source for i in range(len(sides))):
+    return {}
   return {
     str(i): source.entry(
       f'noises.noise_{i}', (1, 1, side, side), lambda x: x.transpose(0, 2, 3, 1)
     )
     for i, side in enumerate(sides)
-    if f'noises.noise_{i}' in source
   }
