@@ -205,13 +205,12 @@ def filtered(source: Source, key: str) -> None:
   """
   if key not in source:
     return
-  source.take(key)
-  kernel = source.tensors[source.prefix + key].read().astype(np.float64)
-  shape = kernel.shape == BINOMIAL.shape
-  if not shape or not np.allclose(kernel / kernel.sum(), BINOMIAL, atol=1e-4):
+  kernel = source.entry(key, BINOMIAL.shape).read()
+  total = kernel.sum()
+  if total <= 0 or not np.allclose(kernel / total, BINOMIAL, atol=1e-4):
     raise WeightsError(
       f'the weights {source.path} filter by {source.prefix}{key} '
-      f'{kernel.tolist()}, expected multiples of the outer product of (1, 3, '
+      f'{kernel.tolist()}, expected a multiple of the outer product of (1, 3, '
       '3, 1) with itself; such a network cannot be converted'
     )
 
