@@ -82,9 +82,11 @@ def save(
   entries = flat(converted.extras, 'extras/')
   for name, network in converted.networks.items():
     entries |= flat(network.variables, f'{name}/')
+  # The same weights give the same bytes, whichever way they came.
+  entries = dict(sorted(entries.items()))
   card = _card(converted, entries, files, ignored)
   partial = output.with_name(f'.{output.name}.partial-{os.getpid()}')
-  new = [folder for folder in partial.parents if not folder.exists()]
+  new = [folder for folder in partial.parents if not os.path.exists(folder)]
   try:
     partial.mkdir(parents=True)
     _write(partial / WEIGHTS, entries)
@@ -101,7 +103,7 @@ def save(
     ) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-    if not output.is_dir():
+    if not os.path.isdir(output):
       for parent in new:
         with contextlib.suppress(OSError):
           parent.rmdir()
@@ -242,7 +244,11 @@ def _card(converted, entries, files, ignored):
     'jaxseg': jaxseg.__version__,
     'sources': [_about(path) for path in files],
     'networks': networks,
-    'extras': {n: list(e.shape) for n, e in flat(converted.extras).items()},
+    'extras': {
+      name.removeprefix('extras/'): list(entry.shape)
+      for name, entry in entries.items()
+      if name.startswith('extras/')
+    },
     'adds_w_avg': converted.adds_w_avg,
     'remarks': list(converted.remarks),
     'ignored': sorted(ignored),
