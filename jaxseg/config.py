@@ -155,7 +155,8 @@ def stage(method: str, **overrides: Any) -> ConfigDict:
   c = ConfigDict()
   c.method = method
   # An earlier stage whose final state this one starts from, or a folder of
-  # converted weights, see jaxseg/pretrained.py.
+  # converted weights, see jaxseg/pretrained.py: of a generator, or of an
+  # encoder that becomes a segmenter's net.weights.
   c.init_from = ''
   c.init_networks = ''  # filled in: what that folder holds, as JSON
   c.total_steps = 1000
@@ -216,6 +217,7 @@ def check(config: ConfigDict) -> None:
     UserError: names the field, what it is and what it must be.
   """
   check_data(config.data)
+  config = start.as_weights(config)
   if not config.stages:
     raise UserError(
       'config.stages is empty; a config adds stages with add_stages(), as '

@@ -70,9 +70,10 @@ class Method(NamedTuple):
       class ids [n, H, W]}, shown in the sample grids, or None.
     pretrained: (state, previous) -> state, fills networks of a fresh state from
       files; not to be jitted. None when there is nothing to fill.
-    absorb: (state, images [M, H, W, C], labels [M, H, W]) -> state, looks at
-      all labelled images once before the first step; not to be jitted. None for
-      most methods.
+    absorb: (state, images [M, H, W, C], labels [M, H, W], alive) -> state,
+      looks at the labelled images, args.max_images at most, once before the
+      first step and calls alive() now and then; not to be jitted. None for most
+      methods.
   """
 
   init: Callable[..., TrainState]

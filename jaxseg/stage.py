@@ -7,13 +7,13 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoints, hosts, parallel, writers
+from jaxseg import checkpoints, hosts, parallel, runtime, writers
 from jaxseg import workdir as workdirs
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError
 from jaxseg.loop import Loop, Run, Spoilt
 from jaxseg.method import TrainState
-from jaxseg.published import folder, start
+from jaxseg.published import folder, overlay, start
 from jaxseg.published.folder import Pretrained
 from jaxseg.watchdog import Watchdog
 
@@ -131,6 +131,34 @@ def reseeded(state: TrainState, retries: int) -> TrainState:
   return state.replace(rng=fold(state.rng, np.uint32(2**31 + retries)))
 
 
+def absorbed(run: Run, state: TrainState) -> TrainState:
+  """The state after the method has looked at the labelled images.
+
+  Raises:
+    Interrupted: by a signal; nothing of it is kept.
+  """
+  config, stage = run.config, run.stage
+  most = config[stage].args.max_images
+  images, labels = run.data.labelled(config, most)
+  count = len(run.data.splits.labelled)
+  if count > most:
+    writers.say(
+      f'{stage}: of {count} labelled images the first {most} are used '
+      f'(config.{stage}.args.max_images)'
+    )
+
+  def alive():
+    run.watchdog.rest()
+    if run.stop:
+      raise runtime.Interrupted(
+        f'{run.stop[0]} before the first step of {stage}. Run the same command '
+        'again to begin it anew.'
+      )
+
+  state = run.method.absorb(state, images, labels, alive)
+  return jax.device_put(state, run.shardings)
+
+
 def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
   """Own checkpoint > final state of `init_from` > fresh; and its retries."""
   config, stage, method = run.config, run.stage, run.method
@@ -151,20 +179,21 @@ def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
     compiler_options=ONCE if jax.default_backend() == 'cpu' else None,
   )
   previous = finished.get(config[stage].init_from)
-  weights = weights_of(config, stage)
+  weights = None if method.pretrained else weights_of(config, stage)
   if weights and config[stage].method in start.WITH_GENERATOR:
-    previous = start.previous(config, stage, weights)
+    previous = start.previous(weights)
   # As NumPy array, which belongs to no device of one process.
   state = init(np.asarray(jax.random.key_data(rng)), previous)
   if method.pretrained:
     state = jax.device_put(method.pretrained(state, previous), run.shardings)
   elif weights:
-    state, report = start.overlay(state, weights, config[stage].init_from)
+    state, report = overlay.overlay(
+      state, weights, config[stage].init_from, start.placed(config, stage)
+    )
     state = jax.device_put(state, run.shardings)
-    start.tell(report, stage, run.workdir / stage)
+    overlay.tell(report, stage, run.workdir / stage)
   if method.absorb:
-    images, labels = run.data.labelled(config)
-    state = jax.device_put(method.absorb(state, images, labels), run.shardings)
+    state = absorbed(run, state)
   if hosts.primary():
     # Means of arrays that several processes hold would need them all.
     overview = parameter_overview.get_parameter_overview(

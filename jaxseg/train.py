@@ -33,6 +33,7 @@ from jaxseg import (
 from jaxseg.config import check, parse_flags
 from jaxseg.data import pipeline, sources
 from jaxseg.data import splits as data_splits
+from jaxseg.data.examples import Examples
 from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
 from jaxseg.method import Batch, TrainState
@@ -103,11 +104,14 @@ class Data:
       process_count=count,
     )  # fmt: skip
 
-  def labelled(self, config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """All labelled training images [M, H, W, C] and their labels [M, H, W]."""
-    ids = self.splits.labelled
+  def labelled(
+    self, config: ConfigDict, most: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The first labelled images [M, H, W, C], with labels to train on."""
+    ids = self.splits.labelled[:most]
     batch = next(pipeline.eval_batches(self.source, ids, config, len(ids)))
-    return np.asarray(batch['image']), np.asarray(batch['label'])
+    read = Examples(self.source, config.data).training_label
+    return batch['image'], np.stack([read(id_) for id_ in ids])
 
   def picture_batch(self, config: ConfigDict, mesh) -> Batch:
     """The eight images that every sample grid shows."""
@@ -260,9 +264,11 @@ def check_weights(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: a file that is missing, damaged, or of another network.
   """
+  waiting = []
   for stage in config.stages:
     folder = workdirs.checkpoint_folder(workdir, stage)
     begun = folder.is_dir() and any(folder.iterdir())
+    waiting += [] if begun else [stage]
     fields = config[stage]
     # A student that does not start from its teacher reads its own.
     continues = fields.init_from in config.stages and fields.args.get(
@@ -270,6 +276,7 @@ def check_weights(config: ConfigDict, workdir: str) -> None:
     )
     if not begun and not continues:
       segmenting_checks.check_weights(fields)
+  start.check_folders(config, waiting)
 
 
 def check_transfers(config: ConfigDict, num_classes: int) -> None:
@@ -320,6 +327,7 @@ def tell_plan() -> None:
 
   if not _DEVICES.value:
     raise UserError('--devices is missing, e.g. --plan --devices=tpu-v5e:64.')
+  check(_CONFIG.value)
   config = start.resolve(perceptual.resolve_kinds(_CONFIG.value))
   writers.say(
     plan.report(config, _DEVICES.value, _CLASSES.value, _PLAN_COMPILE.value)

@@ -96,7 +96,7 @@ def make_method(config: ConfigDict, stage: str, num_classes: int) -> Method:
   if 'gan' in schema and fields.init_from in config.stages:
     args['gan'] = config[fields.init_from].args.to_dict()
   elif 'gan' in schema and fields.init_from:
-    args['gan'] = start.generator_settings(config, stage)
+    args['gan'] = start.generator_settings(config, stage, num_classes)
   if 'card' in schema:
     args |= start.card_arguments(config, stage)
   if 'total_steps' in schema:
@@ -224,6 +224,12 @@ def refuse_other_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   ]
   if different:
     name = different[0]
+    if name.endswith('.init_networks'):
+      source = new[name.replace('init_networks', 'init_from')]
+      raise UserError(
+        f'{workdir} was trained from other weights than {source} now holds; '
+        'choose another --workdir, or put the old folder there to continue.'
+      )
     raise UserError(
       f'{workdir} was trained with another config: {name} was '
       f'{old.get(name)!r} and is now {new.get(name)!r}'

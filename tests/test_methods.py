@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_weights
 from quick import quick_jit
 
 from jaxseg import parallel
@@ -36,6 +37,15 @@ TINY = {
   'semantic_gan_encoder': dict(
     gan=TINY_GAN, width=8, depths=(1, 1, 1, 1), features=8,
     perceptual_kind='discriminator', lambda_synthetic=1.0, refine_steps=3,
+  ),
+  'label_branch': dict(
+    card=toy_weights.card('g', 'd_r', 'e'), folder='', max_images=8,
+    perceptual_kind='discriminator', refine_steps=2, lr=1e-2,
+  ),
+  'label_branch-pixels': dict(
+    card=toy_weights.card('g'), folder='', max_images=8, head='pixels',
+    members=2, head_widths=(8, 8), pixels=16, refine_steps=2,
+    perceptual_kind='discriminator',
   ),
   'mean_teacher': dict(net=BATCH_NORM),
   'mean_teacher-cutmix': dict(net=NET, cutmix=True),
@@ -92,7 +102,9 @@ def batch():
 @functools.cache
 def initial(name):
   previous = initial(PREVIOUS[name]) if name in PREVIOUS else None
-  return quick_jit(make(name).init)(jax.random.key(0), previous)
+  state = quick_jit(make(name).init)(jax.random.key(0), previous)
+  # Its generator comes from a folder.
+  return toy_weights.fill(state, K) if 'label_branch' in name else state
 
 
 @functools.cache
@@ -157,14 +169,17 @@ def _raw(x):
 def test_predictions(name, way):
   function = getattr(make(name), way)
   if function is None:
-    assert (way, name != 'semantic_gan_encoder') == ('refine', True)
+    assert way == 'refine'
+    assert name not in ('semantic_gan_encoder', 'label_branch')
     return
   images = batch()['image'][:4]
   prediction = compiled(name, way)(stepped(name)[1][2], images)
   assert prediction.probabilities.shape == (4, SIZE, SIZE, K)
   np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, atol=1e-5)
   assert prediction.trust.shape == (4,)
-  if name in ('semantic_gan_encoder', 'cyclegan'):
+  if name.partition('-')[0] in (
+    'semantic_gan_encoder', 'label_branch', 'cyclegan',
+  ):  # fmt: skip
     assert prediction.reconstruction.shape == images.shape
 
 

@@ -5,13 +5,15 @@ pretrained generator needs. The weights are arguments everywhere, so that they
 are no constants of a compiled program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxseg import writers
 from jaxseg.errors import UserError
 from jaxseg.methods import inversion, perceptual, semantic_gan
 from jaxseg.nets import stylegan2
@@ -134,8 +136,43 @@ def encode(
   if images.shape[1:3] != (size, size):
     shape = (n, size, size, images.shape[-1])
     images = jax.image.resize(images, shape, 'bilinear')
-  codes = frozen.e.apply(weights['e'], images)
+  # One by one: some encoders compare the images of a batch.
+  one = lambda image: frozen.e.apply(weights['e'], image[None])[0]
+  codes = jax.vmap(one)(images)
   return codes + w_avg if frozen.adds_w_avg else codes
+
+
+def invert_all(
+  invert: Callable[[np.ndarray], inversion.Inversion],
+  images: np.ndarray,
+  size: int,
+  alive: Callable[[], None],
+) -> np.ndarray:
+  """Codes of many images, some at a time; says how it goes.
+
+  Args:
+    invert: of a batch, compiled.
+    images: float32 [M, R, R, C] in [-1, 1], on the host.
+    size: images of a batch; the last is filled up.
+    alive: called after each batch.
+
+  Returns:
+    w_plus, float32 [M, L, D].
+  """
+  count, size = len(images), min(size, len(images))
+  progress = writers.Progress('inversion', count)
+  codes, losses = [], []
+  for start in range(0, count, size):
+    part = images[start : start + size]
+    filling = part[:1].repeat(size - len(part), 0)
+    found = invert(np.concatenate([part, filling]))
+    codes.append(np.asarray(found.w_plus)[: len(part)])
+    losses.append(np.asarray(found.trace)[:, : len(part)])
+    trace = np.concatenate(losses, 1).mean(1)
+    values = {'before': float(trace[0]), 'after': float(trace[-1])}
+    writers.say(progress.line(start + len(part), values))
+    alive()
+  return np.concatenate(codes)
 
 
 def synthesize(

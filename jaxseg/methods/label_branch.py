@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxseg import writers
-from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
 from jaxseg.method import (
   Method,
@@ -29,10 +27,11 @@ from jaxseg.method import (
 )
 from jaxseg.methods import frozen as frozen_nets
 from jaxseg.methods import inversion
+from jaxseg.methods.label_branch_checks import check as check
 from jaxseg.nets import pixel_head, stylegan2
+from jaxseg.parallel import split_batch
 from jaxseg.published import folder as folders
-
-HEADS = ('skips', 'pixels')
+from jaxseg.published import start
 
 
 def make(
@@ -72,19 +71,13 @@ def make(
   w, and there is no `refine`.
 
   Raises:
-    UserError: a head that there is not; images of another size than the
-      generator's; weights without a generator.
+    UserError: images of another size than the generator's; weights without a
+      generator.
   """
-  if head not in HEADS:
-    raise UserError(f"head is {head!r}, must be 'skips' or 'pixels'.")
   frozen = frozen_nets.build(card, dtype)
   g = frozen.g
-  if (g.resolution, g.channels) != (resolution, channels):
-    raise UserError(
-      f'the generator of {folder} draws {g.resolution} x {g.resolution} images '
-      f'of {g.channels} channels, but config.data.resolution is {resolution} '
-      f'and config.data.channels {channels}; set them to those.'
-    )
+  sizes = {'resolution': g.resolution, 'channels': g.channels}
+  start.check_size(f'the weights are {folder}', sizes, resolution, channels)
   bare = g.clone(num_classes=0)
   frozen = frozen._replace(g=bare)
   labelled = g.clone(num_classes=num_classes)
@@ -123,51 +116,40 @@ def make(
     del previous
     weights = frozen_nets.weights(folders.load(folder))
     is_seg = lambda name: name.startswith('to_seg')
-    params = state.params
+    params, ema = state.params, state.ema
     same = g.num_classes == num_classes
     if head == 'skips' and reuse_labels and same:
       params = {'head': {n: p for n, p in weights['g'].items() if is_seg(n)}}
+      ema = jax.tree.map(np.copy, params)  # donated buffers are not shared
     weights['g'] = {n: p for n, p in weights['g'].items() if not is_seg(n)}
     extra = state.extra | {
       'frozen': _without_d_r(weights),
       'perceptual': frozen_nets.metric_weights(distance, weights),
     }
-    ema = jax.tree.map(np.copy, params)  # donated buffers are not shared
     return state.replace(params=params, ema=ema, extra=extra)
 
-  def absorb(state, images, labels) -> TrainState:
+  def absorb(state, images, labels, alive=lambda: None) -> TrainState:
     """Inverts labelled images, and remembers their codes.
 
     Args:
       state: before the first step.
-      images: float32 [M, R, R, C] in [-1, 1], on the host.
-      labels: int32 [M, R, R].
+      images: float32 [M, R, R, C] in [-1, 1], on the host; M <= max_images.
+      labels: integers [M, R, R].
+      alive: called after each batch.
     """
-    images, labels = images[:max_images], labels[:max_images]
-    count, size = len(images), min(invert_batch, len(images))
     run = jax.jit(lambda state, x: invert(state, x, invert_steps))
-    progress = writers.Progress('inversion', count)
-    codes, losses = [], []
-    for start in range(0, count, size):
-      part = images[start : start + size]
-      padded = np.concatenate([part, part[:1].repeat(size - len(part), 0)])
-      found = run(state, padded)
-      codes.append(np.asarray(found.w_plus)[: len(part)])
-      losses.append(np.asarray(found.trace)[:, : len(part)])
-      done = start + len(part)
-      trace = np.concatenate(losses, 1).mean(1)
-      values = {'before': float(trace[0]), 'after': float(trace[-1])}
-      writers.say(progress.line(done, values))
+    codes = frozen_nets.invert_all(
+      lambda x: run(state, x), images, invert_batch, alive
+    )
+    empty = max_images - len(images)
     pad = lambda x, value: np.pad(
-      x, ((0, max_images - count), *((0, 0),) * (x.ndim - 1)),
-      constant_values=value,
-    )  # fmt: skip
-    codes = np.concatenate(codes)
+      x, ((0, empty), *((0, 0),) * (x.ndim - 1)), constant_values=value
+    )
     mean, std = statistics(state, codes)
     extra = state.extra | {
-      'codes': jnp.asarray(pad(codes, 0)),
-      'labels': jnp.asarray(pad(labels.astype(np.uint8), 255)),
-      'count': jnp.asarray(count, jnp.int32),
+      'codes': pad(codes, 0),
+      'labels': pad(labels.astype(np.uint8), 255),
+      'count': np.asarray(len(images), np.int32),
       'mean': mean,
       'std': std,
     }
@@ -211,27 +193,18 @@ def make(
     return loss, {'loss': loss, 'ce': ce, 'dice': dice}
 
   def pixels_loss(params, state, rng, w_plus, label):
-    n = label.shape[0]
     maps = maps_of(state, render(state, w_plus)[2])
-    shape = (2, n, members * pixels)  # every member its own
-    row, column = jax.random.randint(rng, shape, 0, resolution)
-    features = pixel_head.at_pixels(maps, row, column, resolution)
-    split = lambda x: (
-      x.reshape(n, members, pixels, *x.shape[2:])
-      .swapaxes(0, 1)
-      .reshape(members, n * pixels, *x.shape[2:])
-    )
-    target = jax.vmap(lambda image, r, c: image[r, c])(label, row, column)
-    logits = pixel_head.pixel_logits(params, [split(f) for f in features])
-    loss = segmentation.cross_entropy(logits[:, None], split(target)[:, None])
+    features, target = pixel_head.draw_pixels(rng, maps, label, members, pixels)
+    logits = pixel_head.pixel_logits(params, features)
+    loss = segmentation.cross_entropy(logits[:, None], target[:, None])
     return loss, {'loss': loss}
 
   def train_step(state, batch):
     rng = jax.random.fold_in(state.rng, state.step)
     n = batch['image'].shape[0]
     index = jax.random.randint(rng, (n,), 0, state.extra['count'])
-    w_plus = state.extra['codes'][index]
-    label = state.extra['labels'][index].astype(jnp.int32)
+    w_plus = split_batch(state.extra['codes'][index])
+    label = split_batch(state.extra['labels'][index].astype(jnp.int32))
     loss_fn = skips_loss if head == 'skips' else pixels_loss
     grads, metrics = jax.grad(loss_fn, has_aux=True)(
       state.params['head'], state, jax.random.fold_in(rng, 1), w_plus, label
@@ -300,12 +273,12 @@ def make(
 
   def pictures(state, batch):
     del batch
-    codes = state.extra['codes'][: min(8, max_images)]
-    image, probabilities = label(state, codes)
+    shown = jnp.arange(8) % state.extra['count']
+    image, probabilities = label(state, state.extra['codes'][shown])
     drawn, drawn_label = sample(state, jax.random.key(0), 8)
     return {
       'inverted': image,
-      'label': state.extra['labels'][: len(codes)].astype(jnp.int32),
+      'label': state.extra['labels'][shown].astype(jnp.int32),
       'predicted': probabilities.argmax(-1),
       'sample': drawn,
       'sample_label': drawn_label.argmax(-1),

@@ -99,6 +99,37 @@ def at_pixels(
   return [gather(x) for x in maps]
 
 
+def draw_pixels(
+  rng: jax.Array,
+  maps: list[jax.Array],
+  label: jax.Array,
+  members: int,
+  pixels: int,
+) -> tuple[list[jax.Array], jax.Array]:
+  """Features and labels of random pixels, each member's own.
+
+  Args:
+    rng: key.
+    maps: standardised, [N, r, r, C].
+    label: int32 [N, R, R].
+    members: networks M.
+    pixels: of an image and a network, P.
+
+  Returns:
+    ([M, N P, C] of each map, int32 [M, N P]).
+  """
+  n, resolution = label.shape[:2]
+  row, column = jax.random.randint(rng, (2, n, members * pixels), 0, resolution)
+
+  def split(x):
+    x = x.reshape(n, members, pixels, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(members, n * pixels, *x.shape[3:])
+
+  features = at_pixels(maps, row, column, resolution)
+  target = jax.vmap(lambda image, r, c: image[r, c])(label, row, column)
+  return [split(x) for x in features], split(target)
+
+
 def pixel_logits(params: Params, features: list[jax.Array]) -> jax.Array:
   """Logits of pixels, each member's own.
 

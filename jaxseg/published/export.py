@@ -23,7 +23,7 @@ def export(
   stage: str = '',
   checkpoint: str = 'newest',
 ) -> dict[str, Any]:
-  """Writes the networks of a trained stage.
+  """Writes the networks of a trained stage, and of the one it began with.
 
   Args:
     workdir: of the training.
@@ -49,9 +49,14 @@ def export(
   trained = workdirs.load(workdir, (stage,), checkpoint)
   state = trained.stages[stage].state
   settings = network_settings(trained.config, stage, len(trained.class_names))
+  variables = _variables(state)
+  if (before := config[stage].init_from) in config.stages:
+    # Its discriminators; its generator may have been trained on since.
+    gan = workdirs.load(workdir, (before,)).stages[before].state
+    variables = _variables(gan) | variables
+    variables.pop('g', None)
   networks = {
-    name: Network(*settings[name], variables)
-    for name, variables in _variables(state).items()
+    name: Network(*settings[name], tree) for name, tree in variables.items()
   }
   extras = {}
   if 'w_avg' in state.extra:
@@ -80,7 +85,7 @@ def network_settings(
   if source in config.stages:
     gan = config[source].args.to_dict()
   elif source and fields.method in start.WITH_GENERATOR:
-    gan = start.generator_settings(config, stage)
+    gan = start.generator_settings(config, stage, num_classes)
   data = config.data
   nets = semantic_gan.networks(
     num_classes, data.resolution, data.channels, **gan
