@@ -170,7 +170,9 @@ def main(argv: list[str]) -> None:
     try:
       _write(command, flags.FLAGS)
     except KeyboardInterrupt:
-      print('jaxseg: interrupted; nothing was written', file=sys.stderr)
+      output = flags.FLAGS.output
+      became = 'is whole' if folder.is_one(output) else 'was not written'
+      print(f'jaxseg: interrupted; {output} {became}', file=sys.stderr)
       raise SystemExit(130) from None
     finally:
       signal.signal(signal.SIGTERM, old)
