@@ -1,5 +1,6 @@
 """StyleGAN2-ADA's networks: layouts, PyTorch's functions, refusals."""
 
+import ada_by_hand
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from entries import arrays_of, shapes_of, source_of
 from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
+from jaxseg import pretrained
 from jaxseg.nets import stylegan2
 from jaxseg.published import kinds, networks
 from jaxseg.published.source import WeightsError
@@ -204,3 +206,33 @@ def test_all_three_networks_and_an_average():
   assert_array_equal(first, average['synthesis.b4.conv1.noise_const'])
   bare = kinds.convert('stylegan2-ada', source_of(g))
   assert list(bare.networks) == ['g_ema']
+
+
+def test_a_whole_pickle(tmp_path):
+  widths, arrays = (6, 5, 4), {}
+  g = layouts.draw(layouts.ada_generator(widths, 7, 1))
+  d = layouts.draw(layouts.ada_discriminator(widths, 1))
+  clamp = {'synthesis_kwargs': {'conv_clamp': 256.0}, 'w_dim': 7}
+  path = tmp_path / 'network-snapshot.pkl'
+  parts = {
+    'G': (g, clamp, {}),
+    'D': (d, {'epilogue_kwargs': {'mbstd_group_size': 2}},
+          {'b4.conv.conv_clamp': 256.0}),
+    'G_ema': (g, clamp, {'synthesis.b4.conv1.act_gain': 1.4}),
+  }  # fmt: skip
+  path.write_bytes(ada_by_hand.pickle_file(parts))
+  card = pretrained.convert('stylegan2-ada', path, tmp_path / 'out', size=16)
+  assert card['ignored'] == []
+  loaded = pretrained.load(tmp_path / 'out')
+  assert list(loaded.networks) == ['g', 'g_ema', 'd_r']
+  for name, file in (('g', g), ('g_ema', g), ('d_r', d)):
+    prefix = {'g': 'G/', 'g_ema': 'G_ema/', 'd_r': 'D/'}[name]
+    arrays |= layouts.prefixed(prefix, file)
+  wanted = kinds.convert('stylegan2-ada', source_of(arrays))
+  for name, network in loaded.networks.items():
+    assert network.settings['conv_clamp'] == 256
+    entries = wanted.networks[name].variables
+    jax.tree.map(assert_array_equal, network.variables, arrays_of(entries))
+  assert loaded.networks['d_r'].settings['stddev_group'] == 2
+  assert len(loaded.extras['noise']) == 5
+  assert_array_equal(loaded.extras['w_avg'], g['mapping.w_avg'])
