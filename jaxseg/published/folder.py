@@ -30,6 +30,10 @@ from jaxseg.published.source import Entry, WeightsError
 WEIGHTS, CARD = 'weights.safetensors', 'pretrained.json'
 FORMAT = 1
 SEPARATOR = '/'
+# What pretrained.json tells, beside its format.
+FIELDS = {
+  'kind', 'sources', 'networks', 'extras', 'adds_w_avg', 'remarks', 'ignored',
+}  # fmt: skip
 
 
 class Pretrained(NamedTuple):
@@ -163,6 +167,11 @@ def read_card(folder: str | os.PathLike) -> dict[str, Any]:
       f'{path} is of format {version}, expected {FORMAT}; convert the file '
       'anew with this version of jaxseg'
     )
+  if missing := sorted(FIELDS - card.keys()):
+    raise WeightsError(
+      f'{path} has no field {missing[0]!r}, expected all of '
+      f'{", ".join(sorted(FIELDS))}; convert the file anew'
+    )
   return card
 
 
@@ -214,6 +223,11 @@ def load(
       if key.startswith(wanted):
         arrays[key] = file.get_tensor(key)
   tree = traverse_util.unflatten_dict(arrays, sep=SEPARATOR)
+  if missing := [name for name in names if name not in tree]:
+    raise WeightsError(
+      f'{Path(folder) / WEIGHTS} has no arrays of {missing[0]!r}, of which '
+      f'{CARD} tells; convert the file anew'
+    )
   networks = {
     name: Network(
       card['networks'][name]['arch'], card['networks'][name]['settings'],

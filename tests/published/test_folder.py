@@ -216,6 +216,22 @@ def test_damaged_folders(file, tmp_path, name, damage, words):
   assert '\n' not in message and 'convert the file anew' in message
 
 
+def test_folders_of_other_makers(file, tmp_path):
+  """Whole, but not what is written here."""
+  out = tmp_path / 'out'
+  card = pretrained.convert('stylegan2', file, out)
+  networks = card['networks'] | {'e': card['networks']['g_ema']}
+  for change, words in (
+    ({'networks': networks}, "weights.safetensors has no arrays of 'e'"),
+    ({'remarks': None}, "pretrained.json has no field 'remarks'"),
+  ):
+    edited = {k: v for k, v in (card | change).items() if v is not None}
+    (out / 'pretrained.json').write_text(json.dumps(edited))
+    folder.manifest.write_files(out)
+    with pytest.raises(WeightsError, match=words):
+      pretrained.load(out)
+
+
 def test_other_folders(tmp_path):
   for path in (tmp_path, tmp_path / 'missing'):
     with pytest.raises(UserError, match='holds no pretrained.json'):
