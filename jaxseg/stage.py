@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from clu import parameter_overview
+from flax import serialization
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoints, hosts, parallel, runtime, writers
@@ -197,7 +198,8 @@ def start_state(run: Run, like: TrainState, finished) -> tuple[TrainState, int]:
   if hosts.primary():
     # Means of arrays that several processes hold would need them all.
     overview = parameter_overview.get_parameter_overview(
-      state.params, include_stats=not hosts.several()
+      serialization.to_state_dict(state.params),  # lists become dicts
+      include_stats=not hosts.several(),
     )
     folder = run.workdir / stage
     write_atomically(folder / 'parameters.txt', overview.encode())
