@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import toy_weights
 from absl import flags
 from ml_collections import config_flags
 
@@ -15,6 +16,7 @@ from jaxseg import config as jaxseg_config
 from jaxseg import errors, plan_compile, presets, workdir
 from jaxseg.errors import UserError
 from jaxseg.methods import perceptual
+from jaxseg.published import start
 
 FOLDER = Path(__file__).parents[1] / 'configs'
 CASES = {  # file: {argument: number of classes}
@@ -55,9 +57,8 @@ def load(name, arg):
 
 
 def test_every_config_is_covered():
-  covered = set(CASES) | {
-    'psp_ffhq'
-  }  # of a prediction: test_predict_pretrained
+  # One of a prediction, see test_predict_pretrained; one below.
+  covered = {*CASES, 'psp_ffhq', 'label_branch'}
   assert {p.stem for p in FOLDER.glob('*.py')} == covered
 
 
@@ -68,7 +69,21 @@ def test_config(name, arg):
   config, k = load(name, arg), CASES[name][arg]
   jaxseg_config.check(config)
   assert config.is_locked
-  config = perceptual.resolve_kinds(config)
+  trace(perceptual.resolve_kinds(config), k)
+
+
+def test_label_branch_has_the_size_of_its_folder(tmp_path):
+  folder = toy_weights.write(tmp_path / 'weights', 'g_ema', 'e')
+  config = load('label_branch', folder)
+  assert (config.data.resolution, config.data.channels) == (32, 1)
+  jaxseg_config.check(config)
+  trace(start.resolve(perceptual.resolve_kinds(config)), 3)
+  # Without the folder, sizes are those of the example.
+  assert load('label_branch', 'gone/folder').data.resolution == 1024
+
+
+def trace(config, k):
+  """Every stage's step keeps the shapes of its state."""
   for stage in config.stages:
     state = workdir.abstract_state(config, stage, k)
     batch = plan_compile.batch_shapes(config, stage, k)
