@@ -41,7 +41,8 @@ from jaxseg.predict_inversion import System, inverter
 from jaxseg.predict_table import Table
 from jaxseg.predict_tto import Settings, shown_steps
 
-BATCH_SIZE = 4
+# Images at a time, and pixels of them: one of 1024x1024 takes some 2 GB.
+BATCH_SIZE, BATCH_PIXELS = 4, 4 * 512**2
 
 
 def invert_folder(
@@ -61,7 +62,7 @@ def invert_folder(
       the same weights and settings did is kept.
     settings: of the optimisation.
     data: `config.data`, of which fit and intensity count; None: 'crop'.
-    batch_size: images at a time; None: `BATCH_SIZE`.
+    batch_size: images at a time; None: `BATCH_SIZE`, or fewer large ones.
 
   Returns:
     Names of the files that could not be read; each was told on the console.
@@ -87,7 +88,7 @@ def invert_folder(
     writers.say(f'{len(names) - len(todo)} of {len(names)} files are done')
   if not todo:
     return []
-  size = min(batch_size or BATCH_SIZE, len(todo))
+  size = min(batch_size or _batch_size(system), len(todo))
   run = _compile(system, settings, size)
   bad, done = [], 0
   progress = writers.Progress('invert', len(todo))
@@ -196,6 +197,11 @@ def _is_done(table, image, places):
     and all(path is None or path.exists() for path in places)
     and places.code.stat().st_mtime_ns >= predict_files.changed(image)
   )
+
+
+def _batch_size(system):
+  fitting = BATCH_PIXELS // system.modules.g.resolution**2
+  return max(1, min(BATCH_SIZE, fitting))
 
 
 def _compile(system, settings, size):
