@@ -24,7 +24,7 @@ class Settings(NamedTuple):
 
   Steps, rate and schedule are those with which the first users of pSp beside
   SemanticGAN's method inverted faces; the weight of the squared error is that
-  of SemanticGAN (Li et al., CVPR 2021, section 3.3 as published).
+  of SemanticGAN's released code (Li et al., CVPR 2021, give none).
 
   Attributes:
     steps: of Adam; 0: the encoder's code as it is.
