@@ -122,7 +122,7 @@ def discriminator(arrays, x, clamp=0.0, group=4):
     y = F.conv2d(y, net.weight(f'{name}.conv1'), stride=2)
     y = net.act(f'{name}.conv1', y)
     x = F.conv2d(filtered(x, (1, 1)), net.weight(f'{name}.skip'), stride=2)
-    x, side = (y + net.clamp(x)) / math.sqrt(2), side // 2
+    x, side = (y + x) / math.sqrt(2), side // 2
   # Image i is of group i modulo their number.
   n, features = len(x), []
   count = n // min(n, group)

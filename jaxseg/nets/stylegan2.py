@@ -349,7 +349,8 @@ class ResidualBlock(nn.Module):
       dtype=self.dtype,
       name='skip',
     )(x)
-    return (limit(y) + limit(skip)) / math.sqrt(2.0)
+    # The published networks do not limit the skip.
+    return (limit(y) + skip) / math.sqrt(2.0)
 
 
 def minibatch_stddev(x: jax.Array, group_size: int) -> jax.Array:
