@@ -18,7 +18,7 @@ SIZE = 32
 GENERATOR = dict(w_dim=8, mapping_depth=2, widths=[8, 8, 8, 4])
 PSP = dict(
   input_size=64, w_dim=8, num_styles=8, units=[1, 1, 1, 1], stem_width=4,
-  widths=[4, 4, 4, 8], se_widths=[0, 0, 0, 0],
+  widths=[4, 4, 4, 8], se_widths=[0, 0, 0, 0], channels=1,
 )  # fmt: skip
 ENCODER = dict(w_dim=8, width=8, depths=[1, 1, 1, 1], features=8)
 

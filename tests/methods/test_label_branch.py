@@ -51,6 +51,12 @@ def started(method):
   )
 
 
+def render(folder, state, w_plus):
+  net, given = frozen.build(folders.read_card(folder)), state.extra['frozen']
+  draw = quick_jit(lambda w: frozen.synthesize(net, given, w, given['noise']))
+  return draw(w_plus)[0]
+
+
 def images(n=5):
   return np.random.default_rng(1).uniform(-1, 1, (n, SIZE, SIZE, 1)).astype('f')
 
@@ -74,15 +80,17 @@ def miou(predicted, label):
 def test_learns_what_the_generator_draws_and_leaves_it_alone(
   weights, head, args
 ):
-  method = make(weights['whole'], head=head, **args)
+  folder = weights['whole' if head == 'skips' else 'bare']
+  method = make(folder, head=head, **args)
   state = started(method)
-  void = np.full((5, SIZE, SIZE), 255)
-  state = method.absorb(state, images(), void)
-  codes = state.extra['codes'][:5]
-  g = frozen.build(folders.read_card(weights['whole']))
-  drawn, _ = frozen.synthesize(
-    g, state.extra['frozen'], codes, state.extra['frozen']['noise']
-  )
+  if head == 'skips':
+    codes = np.random.default_rng(2).normal(size=(6, 8, 8)).astype('f')
+    count = np.int32(5)
+    state = state.replace(extra=state.extra | {'codes': codes, 'count': count})
+  else:  # which needs the statistics of the features
+    void = np.full((5, SIZE, SIZE), 255)
+    state = method.absorb(state, images(), void)
+  drawn = render(folder, state, state.extra['codes'][:5])
   label = np.array(drawn[..., 0] > np.median(drawn), np.uint8)
   label[:, :4] = 255
   labels = np.array(state.extra['labels'])
@@ -132,7 +140,7 @@ def test_encoders_of_another_size_see_resized_images(weights):
   given = frozen.weights(folders.load(weights['psp']))
   small = images(3)
   large = jax.image.resize(small, (3, 64, 64, 1), 'bilinear')
-  wanted = net.e.apply(given['e'], large) + given['w_avg']
+  wanted = quick_jit(net.e.apply)(given['e'], large) + given['w_avg']
   found = quick_jit(lambda x: frozen.encode(net, given, x))(small)
   assert_allclose(found, wanted, atol=1e-4)
   method = make(weights['psp'])
@@ -146,10 +154,9 @@ def test_without_encoder_a_label_is_an_inversion_from_the_mean(weights):
   assert method.refine is None
   state = started(method)
   prediction = quick_jit(method.predict)(state, images(2))
-  net = frozen.build(folders.read_card(weights['bare']))
-  given = state.extra['frozen']
-  mean = np.broadcast_to(given['w_avg'], (2, *given['w_avg'].shape))
-  drawn, _ = frozen.synthesize(net, given, mean, given['noise'])
+  w_avg = state.extra['frozen']['w_avg']
+  mean = np.broadcast_to(w_avg, (2, *w_avg.shape))
+  drawn = render(weights['bare'], state, mean)
   assert_allclose(prediction.reconstruction, drawn, atol=1e-4)
 
 
