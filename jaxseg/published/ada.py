@@ -4,8 +4,6 @@ Karras et al., Training Generative Adversarial Networks with Limited Data
 (NeurIPS 2020); the networks are those of StyleGAN2, under other names.
 """
 
-import math
-
 import numpy as np
 
 from jaxseg.published.networks import Network
@@ -16,8 +14,12 @@ from jaxseg.published.source import (
   conv,
   dense,
   hwio,
+  shown,
 )
 from jaxseg.published.stylegan2 import filtered, flat_map, refuse_left
+
+# Beyond what any training sets: of values, and of images of a batch.
+MAX_CLAMP, MAX_GROUP = 1e6, 1024
 
 
 def generator(source: Source) -> tuple[Network, dict, Entry | None]:
@@ -98,7 +100,8 @@ def discriminator(source: Source) -> Network:
     blocks += 1
   if not blocks:
     raise source.missing('b8.conv0.weight')
-  top = f'b{4 * 2**blocks}'
+  size = source.side(blocks)
+  top = f'b{size}'
   width, channels = source.shape(f'{top}.fromrgb.weight', 4)[:2]
   params = {'from_rgb': conv(source, f'{top}.fromrgb', width, channels, 1)}
   widths = [width]
@@ -119,7 +122,7 @@ def discriminator(source: Source) -> Network:
   params['score'] = dense(source, 'b4.out', 1, width)
   refuse_left(source, 'this discriminator')
   settings = {
-    'resolution': 4 * 2**blocks,
+    'resolution': size,
     'widths': widths[::-1],
     'conv_clamp': _clamp(source, 'b4.conv', 'conv_clamp'),
     'stddev_group': _stddev_group(source),
@@ -141,7 +144,7 @@ def _generator_settings(source):
       f'shape {(w_dim, z_dim)}, but here z and w must have the same width'
     )
   return {
-    'resolution': 2 * 2 ** len(widths),
+    'resolution': source.side(len(widths) - 1),
     'channels': source.shape('synthesis.b4.torgb.weight', 4)[0],
     'num_classes': 0,
     'w_dim': w_dim,
@@ -153,32 +156,33 @@ def _generator_settings(source):
   }
 
 
-def _setting(source, attribute, argument, default):
+def _setting(source, attribute, argument, types, limit):
   """What a layer was made with, as it says itself, or else the network."""
   for name in (attribute, f'_init_kwargs/{argument}'):
     value = source.values.get(f'{source.prefix}{name}')
-    if value is not None:
-      if not _is_number(value):
-        raise WeightsError(
-          f'the weights {source.path} hold {source.prefix}{name} = '
-          f'{str(value)[:50]!r}, expected a number; is the file damaged?'
-        )
-      return value
-  return default
-
-
-def _is_number(value):
-  return isinstance(value, int | float) and 0 < value < math.inf
+    if value is None:
+      continue
+    # A bool is an int, too.
+    if type(value) not in types or not 0 < value <= limit:
+      raise WeightsError(
+        f'the weights {source.path} hold {source.prefix}{name} = '
+        f'{shown(value)}, expected {" or ".join(t.__name__ for t in types)} '
+        f'from 0 to {limit:,}; is the file damaged?'
+      )
+    return value
+  return None
 
 
 def _clamp(source, layer, argument):
-  return float(_setting(source, f'{layer}.conv_clamp', argument, 0.0))
+  name = f'{layer}.conv_clamp'
+  return float(_setting(source, name, argument, (int, float), MAX_CLAMP) or 0)
 
 
 def _stddev_group(source):
   """Of the batch's standard deviation; its authors' is 4."""
   argument = 'epilogue_kwargs/mbstd_group_size'
-  return int(_setting(source, 'b4.mbstd.group_size', argument, 4))
+  name = 'b4.mbstd.group_size'
+  return _setting(source, name, argument, (int,), MAX_GROUP) or 4
 
 
 def _refuse_other_layers(source, *names):
@@ -189,8 +193,8 @@ def _refuse_other_layers(source, *names):
       found = source.values.get(key, wanted)
       if found != wanted:
         raise WeightsError(
-          f'the weights {source.path} hold {key} = {str(found)[:50]!r}, '
-          f'expected {wanted!r}; such a network cannot be converted'
+          f'the weights {source.path} hold {key} = {shown(found)}, expected '
+          f'{wanted!r}; such a network cannot be converted'
         )
 
 

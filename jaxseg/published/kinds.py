@@ -12,7 +12,7 @@ from jaxseg.published import (
   stylegan2,
 )
 from jaxseg.published.networks import Converted
-from jaxseg.published.source import Source, WeightsError
+from jaxseg.published.source import Source, WeightsError, shown
 
 # Keys that tell what a file is: (kind, beginnings of keys).
 SIGNS = (
@@ -24,6 +24,9 @@ SIGNS = (
   ('stylegan2', ('g_ema/input.', 'g/input.', 'input.input')),
   ('torchvision', ('features.0.', 'layer1.0.', 'state_dict/layer1.0.')),
 )
+
+# Recorded types of the encoders of pSp's authors that are converted, by kind.
+ENCODERS = {'GradualStyleEncoder': 'psp', 'Encoder4Editing': 'e4e'}
 
 
 def convert(
@@ -83,15 +86,16 @@ def _are_alike(found, kind):
   """Whether a file of one kind may be one of another, as far as names tell."""
   if {found, kind} == {'stylegan2', 'semanticgan'}:
     return True  # what is missing is told by name
-  return found == kind
+  # Of the files of any encoder, the generator may be wanted alone.
+  return found == kind or (kind == 'stylegan2' and found in ENCODERS.values())
 
 
 def _psp_or_e4e(source, wanted):
   """Their encoders have the same names; only the recorded options differ."""
-  recorded = str(source.values.get('opts/encoder_type', ''))
-  if recorded == 'Encoder4Editing' or (not recorded and wanted == 'e4e'):
-    return 'e4e'
-  return 'psp'
+  recorded = source.values.get('opts/encoder_type')
+  if isinstance(recorded, str) and recorded in ENCODERS:
+    return ENCODERS[recorded]
+  return 'e4e' if wanted == 'e4e' else 'psp'
 
 
 def _refuse_misfits(source, networks):
@@ -186,7 +190,10 @@ def _generators(source):
   networks, extras = {}, {}
   # Read later; beside a bare state dict it is none of the generator's.
   source.take('latent_avg')
-  for name, prefix in (('g', 'g/'), ('g_ema', 'g_ema/'), ('g_ema', '')):
+  for name, prefix in (
+    ('g', 'g/'), ('g_ema', 'g_ema/'), ('g_ema', ''),
+    ('g_ema', 'state_dict/decoder.'), ('g_ema', 'decoder.'),
+  ):  # fmt: skip
     part = source.under(prefix)
     if 'input.input' in part:
       networks[name], noise = stylegan2.generator(part)
@@ -216,6 +223,7 @@ def _w_avg(source, networks):
 
 
 def _psp(source: Source, _, kind: str = 'psp') -> Converted:
+  _refuse_other_encoders(source)
   top = 'state_dict/' if any(
     key.startswith('state_dict/') for key in source.keys()
   ) else ''  # fmt: skip
@@ -224,17 +232,26 @@ def _psp(source: Source, _, kind: str = 'psp') -> Converted:
   networks = {'g_ema': generator, 'e': encoder}
   extras = {'noise': noise} if noise else {}
   extras |= _w_avg(source, networks)
-  # Without an average the encoder was trained to give codes as they are.
+  # So are all that were published; a state dict alone records nothing.
   recorded = source.values.get('opts/start_from_latent_avg')
-  adds = 'w_avg' in extras and (recorded is None or bool(recorded))
-  remarks = ()
-  if recorded and 'w_avg' not in extras:
+  adds, remarks = recorded is None or bool(recorded), ()
+  if adds and 'w_avg' not in extras:
     remarks = (
-      'the file records that codes are relative to a mean w '
-      '(start_from_latent_avg), but holds no latent_avg: codes will be far '
-      'off',
+      'the file holds no latent_avg, the mean w that codes of its encoder are '
+      'relative to: it is estimated from the generator, which gives nearly the '
+      'same',
     )
   return Converted(kind, networks, extras, remarks, adds)
+
+
+def _refuse_other_encoders(source):
+  recorded = source.values.get('opts/encoder_type')
+  if isinstance(recorded, str) and recorded not in ENCODERS:
+    raise WeightsError(
+      f'the weights {source.path} hold an encoder of type {shown(recorded)}, '
+      f'expected {" or ".join(f"{t} ({k})" for t, k in ENCODERS.items())}; '
+      'convert its generator alone with --kind=stylegan2'
+    )
 
 
 def _e4e(source: Source, _) -> Converted:

@@ -12,6 +12,9 @@ import numpy as np
 
 from jaxseg.errors import UserError
 
+# Of images; a few bytes could tell of a network of any size.
+MAX_RESOLUTION = 4096
+
 Turn = Callable[[np.ndarray], np.ndarray]
 
 
@@ -145,6 +148,11 @@ class Source:
       want in (None, size) for want, size in zip(shape, got, strict=True)
     )
     name = self.prefix + key
+    if 0 in got:
+      raise WeightsError(
+        f'the weights {self.path} hold {name} of shape {got}, expected numbers '
+        'in it; is the file damaged?'
+      )
     if not fits:
       wanted = ', '.join('any' if s is None else str(s) for s in shape)
       raise WeightsError(
@@ -162,6 +170,20 @@ class Source:
     turn = turn or (lambda array: array)
     view = turn(np.broadcast_to(np.float32(0), got))
     return Entry(view.shape, lambda: self._read(name, turn), name)
+
+  def side(self, doublings: int) -> int:
+    """Side of the images of a network that doubles 4 x 4 that often.
+
+    Raises:
+      WeightsError: they are larger than any network here is made for.
+    """
+    if doublings > MAX_RESOLUTION.bit_length() - 3:
+      raise WeightsError(
+        f'the weights {self.path} hold a network {self.prefix}* of images of '
+        f'side 4 * 2**{doublings}, expected at most {MAX_RESOLUTION}; is the '
+        'file damaged?'
+      )
+    return 4 * 2**doublings
 
   def take(self, key: str) -> None:
     """Notes that an array is known, and needed nowhere."""
@@ -181,6 +203,19 @@ class Source:
         'take an earlier checkpoint of that training'
       )
     return array
+
+
+def shown(value: Any) -> str:
+  """A value of a file in a message: a scalar, cut short, or else its type.
+
+  The text of lists that share parts may be far longer than the file.
+  """
+  is_short = not isinstance(value, int) or value.bit_length() <= 64
+  if isinstance(value, bool | int | float | None) and is_short:
+    return repr(value)
+  if isinstance(value, str):
+    return repr(value[:50])
+  return f'something of type {type(value).__name__}'
 
 
 def _is_float(dtype):

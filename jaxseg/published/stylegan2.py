@@ -85,7 +85,7 @@ def generator_settings(source: Source) -> dict:
     depth += 1
   label = source.shape('to_seg1.bias', 4)[1] if 'to_seg1.bias' in source else 0
   return {
-    'resolution': 4 * 2 ** (convs // 2),
+    'resolution': source.side(convs // 2),
     'channels': source.shape('to_rgb1.bias', 4)[1],
     'num_classes': label,
     'w_dim': w_dim,
@@ -105,7 +105,7 @@ def discriminator(source: Source) -> Network:
   flat = flat_map(source, 'final_linear.0', width, width)
   params |= {'dense': flat, 'score': dense(source, 'final_linear.1', 1, width)}
   refuse_left(source, 'this discriminator')
-  settings = {'resolution': 2 * 2 ** len(widths), 'widths': widths}
+  settings = {'resolution': source.side(len(widths) - 1), 'widths': widths}
   return Network('stylegan2_discriminator', settings, {'params': params})
 
 
@@ -236,6 +236,7 @@ def _count_blocks(source):
     blocks += 1
   if not blocks:
     raise source.missing('convs.1.conv1.0.weight')
+  source.side(blocks)  # refuses too many
   return blocks
 
 

@@ -1,5 +1,7 @@
 """StyleGAN2-ADA's networks: layouts, PyTorch's functions, refusals."""
 
+import functools
+
 import ada_by_hand
 import jax
 import jax.numpy as jnp
@@ -125,6 +127,10 @@ def test_computes_what_pytorch_does(case, clamp):
     assert abs(free - wanted).max() > 1e-2
 
 
+# Its text would take more memory than there is.
+BOMB = functools.reduce(lambda inner, _: [inner, inner], range(60), ['x'])
+
+
 def clamped(clamp):
   """Data of such a file, as its networks' arguments tell the clamp."""
   if not clamp:
@@ -170,10 +176,24 @@ def test_clamp_of_a_layer():
    'd_r of channels 1 beside g_ema of channels 3'),
   ({'D/b4.conv.weight': (6, 6, 3, 3)}, r'expected \(6, 7, 3, 3\)'),
   (dict(values={'G_ema/_init_kwargs/mapping_kwargs/lr_multiplier': 1}),
-   "lr_multiplier = '1', expected 0.01"),
+   "lr_multiplier = 1, expected 0.01"),
   (dict(values={'D/_init_kwargs/block_kwargs/activation': 'relu'}),
    "activation = 'relu', expected 'lrelu'"),
-  (dict(values={'D/b4.mbstd.group_size': [4]}), 'expected a number'),
+  (dict(values={'G_ema/_init_kwargs/mapping_kwargs/activation': BOMB}),
+   "activation = something of type list, expected 'lrelu'"),
+  (dict(values={'D/b4.mbstd.group_size': [4]}), 'type list, expected int from'),
+  (dict(values={'D/b4.mbstd.group_size': True}), 'group_size = True, expected'),
+  (dict(values={'D/b4.mbstd.group_size': 2.5}), 'group_size = 2.5, expected'),
+  (dict(values={'D/b4.mbstd.group_size': 2**20}), 'expected int from 0 to 1,'),
+  *((dict(values={'D/b4.conv.conv_clamp': clamp}), words)
+    for clamp, words in (
+      (BOMB, 'conv_clamp = something of type list, expected int or float'),
+      (10**400, 'conv_clamp = something of type int, expected int or float'),
+      (1e300, r'conv_clamp = 1e\+300, expected int or float from 0 to 1,000,'),
+      (float('nan'), 'conv_clamp = nan, expected'),
+      ('2', "conv_clamp = '2', expected"),
+    )),
+  ({'G_ema/synthesis.b8.conv1.bias': (0,)}, r'of shape \(0,\), expected num'),
 ))  # fmt: skip
 def test_other_files_are_refused(change, words):
   with pytest.raises(WeightsError, match=words) as error:
