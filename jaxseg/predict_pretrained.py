@@ -179,6 +179,7 @@ def _table(output, system, settings, config):
   kind = system.distance.kind if system.distance else ''
   identity = {
     'networks': system.card['networks'],
+    'adds_w_avg': system.card['adds_w_avg'],
     'weights': inference.checksum(system.weights),
     'perceptual': [kind, inference.checksum(system.distance_weights)],
     'tto': settings._asdict() | {'snapshots': list(settings.snapshots)},

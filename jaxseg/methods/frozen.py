@@ -51,7 +51,7 @@ def build(card: Mapping[str, Any], dtype: str = 'float32') -> Frozen:
     dtype: of the generator's convolutions.
 
   Raises:
-    UserError: there is no generator among them.
+    UserError: there is no generator among them, or an encoder of label maps.
   """
   found = card['networks']
   name = 'g_ema' if 'g_ema' in found else 'g'
@@ -67,6 +67,13 @@ def build(card: Mapping[str, Any], dtype: str = 'float32') -> Frozen:
   e = make('e') if 'e' in found else None
   d_r = make('d_r') if 'd_r' in found else None
   size = found['e']['settings'].get('input_size', 0) if e else 0
+  seen = getattr(e, 'channels', g.channels)
+  if seen not in (1, g.channels):
+    raise UserError(
+      f'the encoder of the converted weights sees {seen} channels, but the '
+      f'generator draws {g.channels}: it is no encoder of images; convert the '
+      'generator alone, --kind=stylegan2'
+    )
   return Frozen(g, e, d_r, size or g.resolution, card['adds_w_avg'])
 
 
@@ -108,7 +115,9 @@ def abstract_weights(frozen: Frozen) -> dict[str, Any]:
     ],
   }
   if frozen.e is not None:
-    found['e'] = jax.eval_shape(frozen.e.init, key, square(frozen.input_size))
+    seen = getattr(frozen.e, 'channels', g.channels)
+    inputs = square(frozen.input_size)[..., :seen]
+    found['e'] = jax.eval_shape(frozen.e.init, key, inputs)
   if frozen.d_r is not None:
     inputs = square(g.resolution)
     found['d_r'] = jax.eval_shape(frozen.d_r.init, key, inputs)['params']
@@ -133,6 +142,8 @@ def encode(
   w_avg = jnp.broadcast_to(weights['w_avg'], (n, *weights['w_avg'].shape))
   if frozen.e is None:
     return w_avg
+  if getattr(frozen.e, 'channels', None) == 1:  # of sketches, and the like
+    images = images.mean(-1, keepdims=True)
   if images.shape[1:3] != (size, size):
     shape = (n, size, size, images.shape[-1])
     images = jax.image.resize(images, shape, 'bilinear')

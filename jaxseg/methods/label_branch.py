@@ -33,6 +33,8 @@ from jaxseg.parallel import split_batch
 from jaxseg.published import folder as folders
 from jaxseg.published import start
 
+PICTURES = 8  # inverted images, and samples, of each sheet
+
 
 def make(
   *,
@@ -273,16 +275,20 @@ def make(
 
   def pictures(state, batch):
     del batch
-    shown = jnp.arange(8) % state.extra['count']
-    image, probabilities = label(state, state.extra['codes'][shown])
-    drawn, drawn_label = sample(state, jax.random.key(0), 8)
-    return {
-      'inverted': image,
-      'label': state.extra['labels'][shown].astype(jnp.int32),
-      'predicted': probabilities.argmax(-1),
-      'sample': drawn,
-      'sample_label': drawn_label.argmax(-1),
-    }
+    shown = jnp.arange(PICTURES) % state.extra['count']
+
+    def one(inputs):  # one by one: eight of 1024 pixels would not fit
+      code, key = inputs
+      image, probabilities = label(state, code[None])
+      drawn, drawn_label = sample(state, key, 1)
+      ids = lambda probabilities: probabilities[0].argmax(-1)
+      return image[0], ids(probabilities), drawn[0], ids(drawn_label)
+
+    keys = jax.random.split(jax.random.key(0), PICTURES)
+    found = jax.lax.map(one, (state.extra['codes'][shown], keys))
+    names = 'inverted', 'predicted', 'sample', 'sample_label'
+    label_ids = state.extra['labels'][shown].astype(jnp.int32)
+    return dict(zip(names, found, strict=True), label=label_ids)
 
   return Method(
     init, train_step, predict if frozen.e else refine,

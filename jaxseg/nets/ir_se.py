@@ -149,6 +149,8 @@ class PSPEncoder(nn.Module):
     dtype: dtype of the convolutions; None: float32.
     remat: compute units and heads anew for the gradient, see `layers.remat_if`.
     head_width: channels of the heads; None: those of the pyramid.
+    channels: C of the images that it was trained on: 3, 1 of sketches, or a
+      class each of label maps.
   """
 
   input_size: int = 256
@@ -162,6 +164,7 @@ class PSPEncoder(nn.Module):
   dtype: Dtype = None
   remat: bool = False
   head_width: int | None = None
+  channels: int = 3
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:

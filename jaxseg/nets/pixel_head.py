@@ -12,7 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxseg.losses.segmentation import VOID
+
 Params = dict[str, Any]
+
+# Pixels that are labelled at a time: memory grows with it.
+BLOCK = 1 << 16
 
 
 def init(
@@ -79,22 +84,15 @@ def at_pixels(
   """
 
   def gather(x):
-    size = x.shape[1]
     pick = jax.vmap(lambda image, r, c: image[r, c])
-
-    def place(index):
-      at = (index + 0.5) * size / resolution - 0.5
-      low = jnp.floor(at)
-      inside = lambda i: jnp.clip(i, 0, size - 1).astype(jnp.int32)
-      return inside(low), inside(low + 1), (at - low)[..., None]
-
-    top, bottom, down = place(row)
-    left, right, across = place(column)
+    top, bottom, down = _between(row, x.shape[1], resolution)
+    left, right, across = _between(column, x.shape[1], resolution)
+    across = across[..., None]
     upper = (1 - across) * pick(x, top, left) + across * pick(x, top, right)
     lower = (1 - across) * pick(x, bottom, left) + across * pick(
       x, bottom, right
     )
-    return (1 - down) * upper + down * lower
+    return upper + down[..., None] * (lower - upper)
 
   return [gather(x) for x in maps]
 
@@ -106,7 +104,9 @@ def draw_pixels(
   members: int,
   pixels: int,
 ) -> tuple[list[jax.Array], jax.Array]:
-  """Features and labels of random pixels, each member's own.
+  """Features and labels of random labelled pixels, each member's own.
+
+  Of an image without any, they are void.
 
   Args:
     rng: key.
@@ -119,7 +119,15 @@ def draw_pixels(
     ([M, N P, C] of each map, int32 [M, N P]).
   """
   n, resolution = label.shape[:2]
-  row, column = jax.random.randint(rng, (2, n, members * pixels), 0, resolution)
+  valid = (label != VOID).reshape(n, -1)
+  count = valid.sum(1, dtype=jnp.int32)[:, None]
+  shape = (n, members * pixels)
+  rank = jax.random.randint(rng, shape, 0, jnp.maximum(count, 1))
+  # The place of the labelled pixel of that rank; an image without ends at 0.
+  find = jax.vmap(lambda found, r: jnp.searchsorted(found, r, side='right'))
+  place = find(jnp.cumsum(valid, 1, dtype=jnp.int32), rank)
+  place = jnp.minimum(place, resolution**2 - 1)
+  row, column = place // resolution, place % resolution
 
   def split(x):
     x = x.reshape(n, members, pixels, *x.shape[2:]).swapaxes(0, 1)
@@ -152,8 +160,8 @@ def probabilities(
 ) -> jax.Array:
   """Mean over the ensemble of the softmax, for whole images.
 
-  The first layer comes before the enlargement, which is linear too: the maps
-  side by side at full size would be a hundred times as large.
+  Some rows of one image at a time: all features of a large image at its full
+  size would need many gigabytes.
 
   Args:
     params: from `init`.
@@ -163,20 +171,50 @@ def probabilities(
   Returns:
     float32 [N, R, R, K], sums to 1 over K.
   """
+  rows = min(resolution, max(1, BLOCK // resolution))
+  starts = jnp.arange(0, resolution, rows)
+  everywhere = jnp.arange(resolution)
 
-  def member(total, own):
-    x = 0.0
-    for f, kernel in zip(maps, own['first'], strict=True):
-      y = f @ kernel
-      shape = (y.shape[0], resolution, resolution, y.shape[-1])
-      x = x + jax.image.resize(y, shape, 'bilinear')
-    logits = _rest(own, x, 'nrch,hk->nrck', own['bias'], lambda b: b)
-    return total + jax.nn.softmax(logits), None
+  def block(image, start):
+    bands = []
+    for x in image:  # [r, r, C]: rows are enlarged before, columns after
+      top, bottom, down = _between(
+        start + jnp.arange(rows), x.shape[0], resolution
+      )
+      down = down[:, None, None]
+      bands.append((1 - down) * x[top] + down * x[bottom])
 
-  n, members = maps[0].shape[0], params['bias'][0].shape[0]
-  start = jnp.zeros((n, resolution, resolution, params['bias'][-1].shape[-1]))
-  total, _ = jax.lax.scan(member, start, params)
-  return total / members
+    def member(total, own):
+      x = 0.0
+      for band, kernel in zip(bands, own['first'], strict=True):
+        y = band @ kernel
+        left, right, across = _between(everywhere, y.shape[1], resolution)
+        across = across[:, None]
+        x = x + (1 - across) * y[:, left] + across * y[:, right]
+      logits = _rest(own, x, 'rch,hk->rck', own['bias'], lambda b: b)
+      return total + jax.nn.softmax(logits), None
+
+    members, classes = params['bias'][-1].shape
+    zero = jnp.zeros((rows, resolution, classes))
+    return jax.lax.scan(member, zero, params)[0] / members
+
+  def whole(image):
+    found = jax.lax.map(lambda start: block(image, start), starts)
+    return found.reshape(resolution, resolution, -1)
+
+  return jax.lax.map(whole, maps)
+
+
+def _between(index, size, resolution):
+  """The two pixels of a smaller map between which one of the image lies.
+
+  Returns:
+    (first, second, distance from the first in [0, 1]).
+  """
+  at = (index + 0.5) * size / resolution - 0.5
+  low = jnp.floor(at)
+  inside = lambda i: jnp.clip(i, 0, size - 1).astype(jnp.int32)
+  return inside(low), inside(low + 1), at - low
 
 
 def _rest(params, x, equation, biases, place):

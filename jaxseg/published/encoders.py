@@ -81,7 +81,7 @@ def fpn(source: Source) -> Network:
   heads, settings = _heads(source, places, features)
   refuse_left(source, 'this encoder')
   settings |= {
-    'resolution': 2 ** (len(places) // 2 + 1), 'width': width,
+    'resolution': source.side(len(places) // 2 - 1), 'width': width,
     'depths': depths, 'features': features, 'norm': 'batch',
   }  # fmt: skip
   params, stats = {'pyramid': params, **heads}, {'pyramid': stats}
@@ -116,7 +116,7 @@ def residual(source: Source) -> Network:
   params['dense'] = flat_map(source, name, outputs, widths[0])
   refuse_left(source, 'this encoder')
   settings = {
-    'resolution': 2 * 2 ** len(widths), 'w_dim': outputs // length,
+    'resolution': source.side(len(widths) - 1), 'w_dim': outputs // length,
     'widths': widths,
   }  # fmt: skip
   return Network('residual_encoder', settings, {'params': params})
@@ -149,9 +149,10 @@ def psp(source: Source, arch: str) -> Network:
   heads, settings = _heads(source, places, widths[-1])
   refuse_left(source, 'this encoder')
   settings |= {
-    'input_size': STRIDES[0] * 2 ** settings['head_depths'][0],
+    'input_size': source.side(2 + settings['head_depths'][0]),
     'num_styles': count, 'units': units, 'widths': widths, 'stem_width': stem,
     'se_widths': se_widths,
+    'channels': source.shape('input_layer.0.weight', 4)[1],
   }  # fmt: skip
   variables = {'params': params | heads, 'batch_stats': {'body': stats}}
   return Network(arch, settings, variables)
@@ -234,7 +235,8 @@ def _refuse_other_encoders(source):
       raise WeightsError(
         f'the weights {source.path} hold {found} (no {source.prefix}{key}), '
         'expected one of pSp (GradualStyleEncoder) or e4e (Encoder4Editing); '
-        'convert a checkpoint of one of these, or the decoder alone'
+        'convert a checkpoint of one of these, or its generator alone with '
+        '--kind=stylegan2'
       )
 
 
