@@ -78,6 +78,8 @@ def test_label_branch_has_the_size_of_its_folder(tmp_path):
   assert (config.data.resolution, config.data.channels) == (32, 1)
   jaxseg_config.check(config)
   trace(start.resolve(perceptual.resolve_kinds(config)), 3)
+  skips = load('label_branch', f'{folder},skips').labels
+  assert (skips.init_from, skips.args.head) == (str(folder), 'skips')
   # Without the folder, sizes are those of the example.
   assert load('label_branch', 'gone/folder').data.resolution == 1024
 

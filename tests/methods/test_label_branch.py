@@ -228,6 +228,7 @@ def config_of(squares, folder, steps=4):
       'label_branch', init_from=str(folder), total_steps=steps, batch_size=2,
       log_every=1, checkpoint_every=2, picture_every=2, max_images=4,
       perceptual_kind='discriminator', invert_steps=2, refine_steps=2,
+      head='pixels', members=2, head_widths=(8, 4), pixels=16,
     ),
   )  # fmt: skip
 

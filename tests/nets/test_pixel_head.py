@@ -94,6 +94,21 @@ def test_drawn_pixels_are_of_their_images_and_differ_by_member():
   assert len({tuple(x) for x in np.asarray(label)}) == members
 
 
+def test_only_labelled_pixels_are_drawn():
+  label = np.full((3, 8, 8), 255, np.int32)
+  label[0, 2, 3], label[0, 7, 7], label[1, 0, 0] = 4, 5, 6
+  place = np.arange(64.0).reshape(1, 8, 8, 1).repeat(3, 0).astype(np.float32)
+  features, found = pixel_head.draw_pixels(
+    jax.random.key(0), [place], label, 2, 20
+  )
+  found = np.asarray(found).reshape(2, 3, 20)
+  assert set(found[:, 0].ravel()) == {4, 5}
+  assert set(found[:, 1].ravel()) == {6}
+  assert set(found[:, 2].ravel()) == {255}  # an image without any
+  at = np.asarray(features[0]).reshape(2, 3, 20)
+  assert set(at[:, 0].ravel()) == {19.0, 63.0}
+
+
 def test_standardised_maps_have_no_mean_and_unit_deviation(maps):
   mean, square = pixel_head.moments([3 * x + 1 for x in maps])
   std = [np.sqrt(b - a * a) for a, b in zip(mean, square, strict=True)]
