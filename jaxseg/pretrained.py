@@ -64,7 +64,8 @@ def convert(
   second = read.open_source(features) if features else None
   converted = kinds.convert(kind, opened, second, size)
   files = [source, features] if features else [source]
-  return folder.save(converted, output, files, opened.left())
+  ignored = opened.left() + opened.unread()
+  return folder.save(converted, output, files, ignored)
 
 
 def describe(card: dict[str, Any]) -> str:

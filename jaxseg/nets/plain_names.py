@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxseg.nets import plain_pickle
-from jaxseg.nets.plain_pickle import Attributes, Global, Unfilled
+from jaxseg.nets import plain_data
+from jaxseg.nets.plain_data import Attributes, Global, Unfilled, unread
 
 # Of booleans, numbers and strings; the number is that of bytes or characters.
 DTYPE = re.compile('[biufcSU][1-9][0-9]{0,3}')
@@ -34,13 +34,18 @@ def sizes(values: Sequence[Any]) -> Sequence[int]:
 
 
 def _default_dict(factory=None, *_):
-  return plain_pickle.mapping()
+  return plain_data.mapping()
 
 
 def _set(items=()):
   if not isinstance(items, list | tuple):
     raise ValueError('a set is made of something else than a list')
-  return plain_pickle.members(items)
+  return plain_data.members(items)
+
+
+def _counter(counts=()):
+  is_filled = isinstance(counts, dict)
+  return plain_data.mapping(counts.items() if is_filled else ())
 
 
 def _no_bytes():
@@ -111,10 +116,28 @@ def _scalar(dtype, content):
   return _from_buffer(content, dtype, ()).item()
 
 
+# What training scripts leave in their checkpoints, and no network needs.
+UNREAD = unread(
+  'collections deque', 'datetime date', 'datetime datetime', 'datetime time',
+  'datetime timedelta', 'datetime timezone', 'decimal Decimal',
+  'fractions Fraction', 'random Random', 'uuid UUID',
+  'numpy.random._mt19937 MT19937', 'numpy.random._pcg64 PCG64',
+  'numpy.random._pickle __bit_generator_ctor',
+  'numpy.random._pickle __generator_ctor',
+  'numpy.random._pickle __randomstate_ctor',
+  'numpy.random.bit_generator SeedSequence',
+  'numpy.random.bit_generator __pyx_unpickle_SeedSequence',
+  *(f'{module} {name}' for module in ('builtins', '__builtin__')
+    for name in ('complex', 'range', 'slice', 'xrange')),
+)  # fmt: skip
+
 PYTHON = {
-  ('collections', 'OrderedDict'): Global(plain_pickle.mapping),
+  **UNREAD,
+  ('collections', 'OrderedDict'): Global(plain_data.mapping),
+  ('collections', 'Counter'): Global(_counter),
   ('collections', 'defaultdict'): Global(_default_dict),
   ('argparse', 'Namespace'): Global(lambda: Attributes()),
+  ('types', 'SimpleNamespace'): Global(lambda: Attributes()),
   ('_codecs', 'encode'): Global(_encode),
   **{
     (module, name): what
@@ -152,6 +175,9 @@ NUMPY = {
   # Classes as settings.
   **{
     ('numpy', name): f'numpy.{name}'
-    for name in ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8')
+    for name in (
+      'float16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64',
+      'uint8', 'uint16', 'bool', 'bool_',
+    )
   },
-}
+}  # fmt: skip

@@ -9,9 +9,17 @@ Source: the opcodes, as Python's module `pickletools` describes them.
 """
 
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from jaxseg.nets.plain_data import (
+  Attributes,
+  Global,
+  Unfilled,
+  Unread,
+  mapping,
+  members,
+)
 
 # Bytes of a pickle: names and shapes. Long literals, such as the numbers of
 # arrays, do not count.
@@ -29,36 +37,6 @@ LITERALS = {
   'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BINBYTES',
   'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8',
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Global:
-  """What a name in a pickle stands for.
-
-  Attributes:
-    build: makes plain data out of plain data; None: it must not be called.
-    value: anything that the one who knows the name wants to find again.
-  """
-
-  build: Callable[..., Any] | None = None
-  value: Any = None
-
-
-class Attributes(dict):
-  """The attributes of an object, as plain data."""
-
-
-@dataclass(eq=False)
-class Unfilled:
-  """An object that gets its content from the opcode BUILD.
-
-  Attributes:
-    fill: takes the content, returns the plain data that the object is then.
-    keys: where the memo has it.
-  """
-
-  fill: Callable[[Any], Any]
-  keys: list[int] = field(default_factory=list)
 
 
 class View:
@@ -135,25 +113,6 @@ def run(
         last, budget.left = stream.tell(), budget.left + len(argument)
     machine.step(opcode.name, argument)
   return machine.pop()
-
-
-def mapping(pairs: Iterable[tuple[Any, Any]] = ()) -> dict:
-  """A dictionary whose keys are strings, numbers or None."""
-  result = {}
-  for key, value in pairs:
-    # Among others, hashing a deeply nested tuple would overflow the stack.
-    if not isinstance(key, str | bytes | int | float | None):
-      raise ValueError(f'a key of a dictionary is a {type(key).__name__}')
-    # Many long integers of one hash would take forever.
-    if isinstance(key, int) and key.bit_length() > 64:
-      raise ValueError('a key of a dictionary has more than 64 bits')
-    result[key] = value
-  return result
-
-
-def members(items: Iterable[Any] = ()) -> set:
-  """A set of strings, numbers or None."""
-  return set(mapping((item, None) for item in items))
 
 
 class _Machine:
@@ -238,6 +197,9 @@ class _Machine:
     return items
 
   def top(self, kind):
+    """The container to fill; of what is not read, one to forget."""
+    if isinstance(self.stack[-1], Unread):
+      return kind()
     if not isinstance(self.stack[-1], kind):
       raise ValueError(f'its pickle fills a {kind.__name__} that is none')
     return self.stack[-1]
@@ -274,6 +236,8 @@ class _Machine:
   def build(self):
     """Fills `Attributes` and `Unfilled`; leaves out those of a dictionary."""
     state, target = self.pop(), self.stack[-1]
+    if isinstance(target, Unread):
+      return
     if isinstance(target, Unfilled):
       self.stack[-1] = target.fill(state)
       keys, target.keys = target.keys, []

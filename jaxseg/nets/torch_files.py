@@ -13,17 +13,15 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxseg.errors import UserError
-from jaxseg.nets import plain_pickle
+from jaxseg.nets import plain_data, plain_pickle
+from jaxseg.nets.plain_data import Global
 from jaxseg.nets.plain_names import sizes
-from jaxseg.nets.plain_pickle import Global, View
+from jaxseg.nets.plain_pickle import View
 from jaxseg.nets.torch_names import GLOBALS, tensor
-from jaxseg.published.source import WeightsError
 
 LOAD = ('torch.storage', '_load_from_bytes')
 # Storages within pickles, see `_run`.
@@ -32,48 +30,24 @@ MAX_NESTED = 2
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
-HOW_TO_MEND = (
-  'expected a file of torch.save that holds tensors in plain containers: save '
-  'the state dict alone with torch.save(model.state_dict(), FILE), or its '
-  'arrays with numpy.savez'
-)
 
-
-def read(path: str) -> Any:
+def parse(data: mmap.mmap) -> Any:
   """Reads a file of torch.save.
 
   Args:
-    path: of the file, in the zip or in the legacy format, little-endian.
+    data: the mapped file, in the zip or in the legacy format, little-endian.
 
   Returns:
     what was saved, of dict (also for OrderedDict), list, tuple, set, str,
-    bytes, int, float, bool, None and read-only NumPy arrays; a torch.Size is a
-    tuple, a torch.device, a torch.dtype and a path are str, an
+    bytes, int, float, bool, None, read-only NumPy arrays and `Unread`; a
+    torch.Size is a tuple, a torch.device, a torch.dtype and a path are str, an
     argparse.Namespace is a dict, a NumPy scalar a number. The arrays are views
     of the mapped file, so that they take no memory of their own: copy what is
-    to be kept. Arrays of bfloat16 have the dtype of `ml_dtypes`.
+    to be kept. Arrays of bfloat16 and of 8 bits have dtypes of `ml_dtypes`.
 
   Raises:
-    UserError: no such file.
-    WeightsError: damaged, or not of these types alone.
+    Exception: damaged, or not of these types alone.
   """
-  if not Path(path).is_file():
-    raise UserError(f'the weights {path} are not a file')
-  try:
-    with open(path, 'rb') as file:
-      data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return parse(data)
-  # Anything may go wrong in a damaged or a hostile file.
-  except Exception as error:
-    kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
-    reason = ' '.join(f'{kind}{error}'.split())[:300]
-    raise WeightsError(
-      f'the weights {path} cannot be read ({reason}); {HOW_TO_MEND}'
-    ) from error
-
-
-def parse(data: mmap.mmap) -> Any:
-  """As `read`, of a mapped file; any exception tells of damage."""
   if data[:4] == b'PK\x03\x04':
     return _read_zip(data)
   return _read_legacy(View(data))
@@ -194,7 +168,7 @@ def _read_legacy(stream, run=None):
   # The place of a storage depends on the sizes of those before it, so that the
   # object is built twice, first without its numbers.
   run(stream, announced)
-  keys = plain_pickle.mapping((key, None) for key in run(stream))
+  keys = plain_data.mapping((key, None) for key in run(stream))
   data, start, storages = stream.data, stream.at, {}
   for key in keys:
     dtype, size = wanted[key]

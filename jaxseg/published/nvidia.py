@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.nets import plain_pickle
-from jaxseg.nets.plain_pickle import Global
+from jaxseg.nets import plain_data
+from jaxseg.nets.plain_data import Global
 
 # Parts may be shared, so that a small file could describe a huge network.
 MAX_DEPTH, MAX_ITEMS, MAX_NAME = 32, 100_000, 500
@@ -49,8 +49,8 @@ SETTINGS = ('_init_args', '_init_kwargs')
 
 NAMES = {
   ('torch_utils.persistence', '_reconstruct_persistent_obj'): Global(_module),
-  ('dnnlib.util', 'EasyDict'): Global(plain_pickle.mapping),
-  ('dnnlib', 'EasyDict'): Global(plain_pickle.mapping),
+  ('dnnlib.util', 'EasyDict'): Global(plain_data.mapping),
+  ('dnnlib', 'EasyDict'): Global(plain_data.mapping),
   ('dnnlib.tflib.network', 'Network'): Global(_tensorflow),
 }
 

@@ -13,15 +13,19 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.nets import torch_files
+from jaxseg.nets.plain_data import Unread
 from jaxseg.published import array_files, nvidia
 from jaxseg.published.source import Source, Tensor, WeightsError
 
 # Dictionaries within dictionaries, and their entries: some may be shared, so
 # that a small file could describe a huge or an endless tree.
 MAX_DEPTH, MAX_ENTRIES, MAX_ITEMS, MAX_NAME = 16, 100_000, 1_000_000, 500
+# So may numbers: all arrays together may have this many bytes, and the file's
+# times this; .npz are packed.
+MAX_SHARED, MAX_RATIO, MAX_PACKED_RATIO = 64 << 20, 4, 20
 PLAIN = (
   str | bytes | bytearray | memoryview | int | float | complex | dict | list
-  | tuple | set | frozenset | None
+  | tuple | set | frozenset | Unread | None
 )  # fmt: skip
 
 HOW_TO_MEND = (
@@ -42,21 +46,27 @@ def open_source(path: str) -> Source:
   Returns:
     the arrays, unread where the format allows; those of nested dictionaries
     have keys joined by '/'. What else the file holds is in `values`, under such
-    keys: numbers, strings, None, and lists and tuples as they are. 'module.'
+    keys: numbers, strings, None, lists and tuples as they are, and `Unread`
+    instead of what is harmless but of no use. 'module.'
     (DataParallel) is left out where all keys of a dictionary begin with it.
 
   Raises:
     UserError: no such file.
     WeightsError: damaged, hostile, or of none of these formats.
   """
-  if not Path(path).is_file():
+  try:
+    is_file = Path(path).is_file()
+  except OSError as error:
+    raise UserError(
+      f'the weights {path} cannot be looked for ({error.strerror}); choose a '
+      'file that you may read'
+    ) from error
+  if not is_file:
     raise UserError(
       f'the weights {path} are not a file; give the path of the published file'
     )
   try:
     tensors, values = _open(path)
-    for name, tensor in tensors.items():
-      _check(name, tensor)
   except WeightsError:
     raise
   # Anything may go wrong in a damaged or a hostile file.
@@ -74,7 +84,13 @@ def _open(path):
   with open(path, 'rb') as file:
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   if data[:4] == b'PK\x03\x04' and not torch_files.is_zip(data):
-    return array_files.npz(path), {}
+    return _checked(array_files.npz(path), len(data), MAX_PACKED_RATIO), {}
+  tensors, values = _unpacked(path, data)
+  return _checked(tensors, len(data), MAX_RATIO), values
+
+
+def _unpacked(path, data):
+  """The same of a file whose arrays are in it as they are."""
   if _is_safe(data):
     tensors, metadata = array_files.safe(path, memoryview(data))
     return tensors, {f'__metadata__/{k}': v for k, v in metadata.items()}
@@ -162,6 +178,21 @@ def _check(name, tensor):
   too_big = math.prod(sizes) * max(1, tensor.dtype.itemsize) >= 2**47
   if len(sizes) > 32 or too_big or min(tensor.shape, default=0) < 0:
     raise ValueError(f'{name} has the shape {tensor.shape}')
+
+
+def _checked(tensors, size, ratio):
+  """Raises if a file of that many bytes would fill memory or a disk."""
+  for name, tensor in tensors.items():
+    _check(name, tensor)
+  total = sum(
+    math.prod(tensor.shape) * tensor.dtype.itemsize
+    for tensor in tensors.values()
+  )
+  if total > MAX_SHARED + ratio * size:
+    raise ValueError(
+      f'its arrays repeat their numbers: {total:,} bytes of a file of {size:,}'
+    )
+  return tensors
 
 
 def _guarded(path, name, read):

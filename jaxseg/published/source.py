@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxseg.errors import UserError
+from jaxseg.nets.plain_data import Unread
 
 # Of images; a few bytes could tell of a network of any size.
 MAX_RESOLUTION = 4096
@@ -102,6 +103,12 @@ class Source:
 
   def missing(self, key: str) -> WeightsError:
     """The error to raise for a key that is not there."""
+    value = self.values.get(self.prefix + key)
+    if isinstance(value, Unread):
+      return WeightsError(
+        f'the weights {self.path} hold {self.prefix}{key} as {value.name}, '
+        'which is not read, expected an array; save it as a dense one'
+      )
     near = [k for k in self.tensors if k.startswith(self.prefix)][:3]
     found = f'such as {", ".join(near)}' if near else 'none'
     return WeightsError(
@@ -192,6 +199,14 @@ class Source:
   def left(self) -> list[str]:
     """Keys of this part that nobody took."""
     return sorted({self.prefix + key for key in self.keys()} - self._taken)
+
+  def unread(self) -> list[str]:
+    """What else the file holds of types that are not read, by key."""
+    return [
+      f'{key} ({value.name})'
+      for key, value in self.values.items()
+      if isinstance(value, Unread)
+    ]
 
   def _read(self, name, turn):
     view = turn(self.tensors[name].read())

@@ -2,13 +2,21 @@
 
 import argparse
 import collections
+import datetime
+import decimal
+import errno
+import fractions
 import pathlib
 import pickle
+import random
+import types
+import uuid
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from hostile_files import TENSOR, zipped
 from numpy.testing import assert_array_equal
 
 from jaxseg.errors import UserError
@@ -101,6 +109,68 @@ def test_safetensors(tmp_path):
   source = read.open_source(path)
   assert_same(source, arrays)
   assert source.values == {'__metadata__/kind': 'psp'}
+
+
+NOT_READ = {
+  'date': datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),  # noqa: UP017
+  'span': datetime.timedelta(1),
+  'complex': 1j,
+  'slice': slice(1, 2),
+  'range': range(3),
+  'deque': collections.deque([[1], 2], 5),
+  'decimal': decimal.Decimal('1.5'),
+  'fraction': fractions.Fraction(1, 3),
+  'state': np.random.RandomState(0),
+  'random': np.random.default_rng(0),
+  'python': random.Random(0),
+  'uuid': uuid.UUID(int=3),
+}
+
+
+@pytest.mark.parametrize('protocol', (2, 4))
+def test_bystanders(tmp_path, protocol):
+  tree = NOT_READ | {
+    'a': np.ones(3, 'f4'),
+    'count': collections.Counter(x=2),
+    'space': types.SimpleNamespace(y=1),
+    'keys': {(1, 'b'): 3},
+  }
+  (tmp_path / 'x').write_bytes(pickle.dumps(tree, protocol))
+  source = read.open_source(str(tmp_path / 'x'))
+  assert list(source.keys()) == ['a']
+  assert sorted(x.split(' (')[0] for x in source.unread()) == sorted(NOT_READ)
+  assert 'random (numpy.random._pickle.__generator_ctor)' in source.unread()
+  read_ones = {k: v for k, v in source.values.items() if k not in NOT_READ}
+  assert read_ones == {'count/x': 2, 'space/y': 1, "keys/(1, 'b')": 3}
+
+
+def test_a_small_file_of_large_arrays(tmp_path):
+  ones = np.lib.stride_tricks.as_strided(np.ones(1, 'f4'), (512, 512), (0, 0))
+  tensor = TENSOR.replace(b'Va', b'V%d').replace(b'}(', b'').replace(b'u.', b'')
+  tensor = tensor.replace(b'I2\nI2\nt', b'I512\nI512\nt')
+  tensor = tensor.replace(b'I1\ntI00', b'I0\ntI00')
+  pickled = b''.join(tensor % (i, 0, 0) for i in range(100))
+  storage = {'x/data/0': bytes(16)}
+  refused(write(tmp_path, zipped(b'}(' + pickled + b'u.', storage)), 'repeat')
+  few = b''.join(tensor % (i, 0, 0) for i in range(60))
+  path = write(tmp_path, zipped(b'}(' + few + b'u.', storage))
+  assert len(arrays_of(read.open_source(str(path)))) == 60
+  np.savez(tmp_path / 'y.npz', a=ones, b=ones)
+  assert len(arrays_of(read.open_source(str(tmp_path / 'y.npz')))) == 2
+
+
+def write(folder, content):
+  (folder / 'x').write_bytes(content)
+  return folder / 'x'
+
+
+def test_folders_that_may_not_be_entered(tmp_path, monkeypatch):
+  def is_file(path):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  monkeypatch.setattr(pathlib.Path, 'is_file', is_file)
+  with pytest.raises(UserError, match=r'x cannot be looked for \(Permission d'):
+    read.open_source(str(tmp_path / 'x'))
 
 
 TREE = {
