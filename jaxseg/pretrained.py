@@ -23,7 +23,8 @@ from absl import app, flags
 from jaxseg import errors, writers
 from jaxseg.config import parse_flags
 from jaxseg.errors import UserError
-from jaxseg.published import folder, kinds, read
+from jaxseg.nets.stylegan2 import num_latents
+from jaxseg.published import folder, kinds, read, whole
 from jaxseg.published.folder import Pretrained, load, read_card
 
 __all__ = ['Pretrained', 'convert', 'describe', 'load', 'main']
@@ -55,7 +56,7 @@ def convert(
     UserError: an unknown kind, files that cannot be read or are not of this
       kind, a folder that exists; nothing is written then.
   """
-  folder.refuse_existing(output)
+  whole.refuse_existing(output)
   if kind not in kinds.KINDS:
     raise UserError(
       f'--kind={kind} is unknown, expected one of {", ".join(kinds.KINDS)}'
@@ -107,7 +108,7 @@ def _settings(network):
     channels, classes = settings.pop('channels'), settings.pop('num_classes')
     parts += [f'{channels} channel{"s" * (channels > 1)}']
     parts += [f'{classes} label logits' if classes else 'no labels']
-    parts += [f'n_latent {2 * len(settings["widths"])}']
+    parts += [f'n_latent {num_latents(side)}']
   for name, value in settings.items():
     if isinstance(value, list | tuple):
       value = ' '.join(map(str, value))

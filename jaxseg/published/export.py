@@ -11,7 +11,7 @@ from jaxseg import workdir as workdirs
 from jaxseg.errors import UserError
 from jaxseg.methods import semantic_gan
 from jaxseg.nets import stylegan2
-from jaxseg.published import folder, start
+from jaxseg.published import folder, start, whole
 from jaxseg.published.networks import Converted, Network
 
 METHODS = ('semantic_gan', 'semantic_gan_encoder')
@@ -37,7 +37,7 @@ def export(
   Raises:
     UserError: no such stage, or the folder exists.
   """
-  folder.refuse_existing(output)
+  whole.refuse_existing(output)
   config = workdirs.load_config(workdir)
   able = [s for s in config.stages if config[s].method in METHODS]
   if not able or (stage and stage not in able):

@@ -6,12 +6,10 @@ NETWORK/COLLECTION/PATH, such as 'g_ema/params/conv_first/bias', and
 extras/NAME. files.json holds a checksum of each file.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import shutil
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,16 +22,19 @@ from flax import traverse_util
 import jaxseg
 from jaxseg import manifest
 from jaxseg.errors import UserError
+from jaxseg.published import whole
+from jaxseg.published.card import (
+  CARD,
+  FORMAT,
+  WEIGHTS,
+  read_card,
+  refuse_changed,
+  refuse_misfits,
+)
 from jaxseg.published.networks import Converted, Network
 from jaxseg.published.source import Entry, WeightsError
 
-WEIGHTS, CARD = 'weights.safetensors', 'pretrained.json'
-FORMAT = 1
 SEPARATOR = '/'
-# What pretrained.json tells, beside its format.
-FIELDS = {
-  'kind', 'sources', 'networks', 'extras', 'adds_w_avg', 'remarks', 'ignored',
-}  # fmt: skip
 
 
 class Pretrained(NamedTuple):
@@ -82,113 +83,24 @@ def save(
     WeightsError: numbers that are not finite, or a damaged file.
   """
   output = Path(os.path.abspath(output))
-  refuse_existing(output)
+  whole.refuse_existing(output)
   entries = flat(converted.extras, 'extras/')
   for name, network in converted.networks.items():
     entries |= flat(network.variables, f'{name}/')
   # The same weights give the same bytes, whichever way they came.
   entries = dict(sorted(entries.items()))
   card = _card(converted, entries, files, ignored)
-  partial = output.with_name(f'.{output.name}.partial-{os.getpid()}')
-  new = [folder for folder in partial.parents if not os.path.exists(folder)]
-  try:
-    partial.mkdir(parents=True)
+  with whole.written(output) as partial:
     _write(partial / WEIGHTS, entries)
     text = json.dumps(card, indent=1) + '\n'
     (partial / CARD).write_text(text, encoding='utf-8')
     manifest.write_files(partial)
-    if output.is_dir():
-      output.rmdir()
-    partial.rename(output)
-  except OSError as error:
-    raise UserError(
-      f'--output={output} cannot be written ({error.strerror or error}); '
-      'choose a folder with room where you may write'
-    ) from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-    if not os.path.isdir(output):
-      for parent in new:
-        with contextlib.suppress(OSError):
-          parent.rmdir()
   return card
-
-
-def refuse_existing(output: str | os.PathLike) -> None:
-  """Refuses a folder in which something lies.
-
-  Raises:
-    UserError: names it.
-  """
-  try:
-    exists = os.path.lexists(output)
-    taken = exists and not (os.path.isdir(output) and not os.listdir(output))
-  except OSError as error:
-    raise UserError(
-      f'--output={output} cannot be looked into ({error.strerror}); choose a '
-      'folder where you may write'
-    ) from error
-  if taken:
-    raise UserError(
-      f'--output={output} exists, expected a new folder; remove it or choose '
-      'another'
-    )
 
 
 def is_one(folder: str | os.PathLike) -> bool:
   """Whether a folder looks like one that `save` wrote."""
-  return (Path(folder) / CARD).is_file()
-
-
-def read_card(folder: str | os.PathLike) -> dict[str, Any]:
-  """Reads pretrained.json.
-
-  Raises:
-    UserError: there is none.
-    WeightsError: it is damaged, or of another version.
-  """
-  path = Path(folder) / CARD
-  if not path.is_file():
-    raise UserError(
-      f'{folder} holds no {CARD}, expected a folder of converted weights; make '
-      'one: python -m jaxseg.pretrained convert --kind=KIND --source=FILE '
-      f'--output={folder}'
-    )
-  try:
-    card = json.loads(path.read_text(encoding='utf-8'))
-    version = card['format']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    reason = getattr(error, 'strerror', None) or 'it is not as it was written'
-    raise WeightsError(
-      f'{path} cannot be read ({reason}); convert the file anew'
-    ) from error
-  if version != FORMAT:
-    raise WeightsError(
-      f'{path} is of format {version}, expected {FORMAT}; convert the file '
-      'anew with this version of jaxseg'
-    )
-  if missing := sorted(FIELDS - card.keys()):
-    raise WeightsError(
-      f'{path} has no field {missing[0]!r}, expected all of '
-      f'{", ".join(sorted(FIELDS))}; convert the file anew'
-    )
-  return card
-
-
-def refuse_changed(folder: str | os.PathLike) -> None:
-  """Refuses a folder whose files are not those that `save` wrote.
-
-  Raises:
-    WeightsError: names the first.
-  """
-  wrong = manifest.changed_files(folder)
-  if wrong is None:
-    wrong = [f'{Path(folder) / manifest.FILES} is missing or damaged']
-  if wrong:
-    raise WeightsError(
-      f'the weights in {folder} are damaged ({wrong[0]}), expected the files '
-      'as they were written; convert the file anew'
-    )
+  return os.path.isfile(Path(folder) / CARD)
 
 
 def load(
@@ -216,18 +128,8 @@ def load(
         f'the weights in {folder} have no network {name!r}, found '
         f'{", ".join(card["networks"])}; convert a file that holds one'
       )
-  arrays = {}
-  wanted = tuple(f'{name}/' for name in (*names, 'extras'))
-  with safetensors.safe_open(Path(folder) / WEIGHTS, framework='numpy') as file:
-    for key in file.keys():
-      if key.startswith(wanted):
-        arrays[key] = file.get_tensor(key)
-  tree = traverse_util.unflatten_dict(arrays, sep=SEPARATOR)
-  if missing := [name for name in names if name not in tree]:
-    raise WeightsError(
-      f'{Path(folder) / WEIGHTS} has no arrays of {missing[0]!r}, of which '
-      f'{CARD} tells; convert the file anew'
-    )
+  used = card | {'networks': {name: card['networks'][name] for name in names}}
+  tree = traverse_util.unflatten_dict(_arrays(folder, used), sep=SEPARATOR)
   networks = {
     name: Network(
       card['networks'][name]['arch'], card['networks'][name]['settings'],
@@ -238,6 +140,30 @@ def load(
   return Pretrained(
     card['kind'], networks, tree.get('extras', {}), card['adds_w_avg'], card
   )
+
+
+def _arrays(folder, card):
+  """Arrays of the networks of a card and of the extras, by name."""
+  path, beginnings = Path(folder) / WEIGHTS, (*card['networks'], 'extras')
+  wanted = tuple(f'{name}/' for name in beginnings)
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      slices = {
+        k: file.get_slice(k) for k in file.keys() if k.startswith(wanted)
+      }
+      shapes = {k: tuple(part.get_shape()) for k, part in slices.items()}
+      refuse_misfits(folder, card, shapes)
+      for name, part in slices.items():
+        if part.get_dtype() != 'F32':
+          raise ValueError(f'{name} is {part.get_dtype()}, expected F32')
+      return {name: file.get_tensor(name) for name in slices}
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    if isinstance(error, UserError):
+      raise
+    reason = ' '.join(str(error).split())[:200]
+    raise WeightsError(
+      f'{path} cannot be read ({reason}); convert the file anew'
+    ) from error
 
 
 def _card(converted, entries, files, ignored):

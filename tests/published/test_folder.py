@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import jax
@@ -17,7 +20,7 @@ from numpy.testing import assert_array_equal
 from jaxseg import pretrained
 from jaxseg.errors import UserError
 from jaxseg.nets import discriminators, encoder, stylegan2
-from jaxseg.published import folder, kinds, networks
+from jaxseg.published import folder, kinds, networks, whole
 from jaxseg.published.networks import Converted, Network
 from jaxseg.published.source import Entry, WeightsError
 
@@ -50,7 +53,7 @@ def trained():
       1, 2), [(1, 16, 16, 1), (1, 16, 16, 2)]),
     'e': ('fpn_encoder', encoder.Encoder(
       8, 4, width=2, depths=(1, 1, 1, 1), features=2, norm='batch'),
-      [(1, 32, 32, 1)]),
+      [(1, 8, 8, 1)]),
   }  # fmt: skip
   found, rng = {}, np.random.default_rng(0)
   for name, (arch, module, shapes) in modules.items():
@@ -132,8 +135,51 @@ def test_parts_and_what_is_told(file, tmp_path):
 def test_an_empty_folder_is_filled(file, tmp_path, monkeypatch):
   (tmp_path / 'out').mkdir()
   monkeypatch.chdir(tmp_path / 'out')
+  before = (tmp_path / 'out').stat().st_ino
   pretrained.convert('stylegan2', file, '.')
+  assert (tmp_path / 'out').stat().st_ino == before
+  assert sorted(os.listdir()) == FILES  # the same folder for a shell in it
   assert inside(tmp_path / 'out') == FILES and inside(tmp_path) != FILES
+
+
+def dead_process():
+  child = subprocess.Popen([sys.executable, '-c', ''])
+  child.wait()
+  return child.pid
+
+
+@pytest.mark.parametrize('exists', (False, True))
+def test_what_killed_conversions_left_is_removed(file, tmp_path, exists):
+  out = tmp_path / 'out'
+  place = out if exists else tmp_path
+  host = whole._host()
+  dead = place / f'.out.partial-{host}-{dead_process()}'
+  others = [
+    tmp_path / f'.out.partial-{host}-{os.getppid()}',
+    tmp_path / f'.other.partial-{host}-{dead_process()}',
+    tmp_path / '.out.partial-elsewhere.example-1',
+  ]
+  for path in (dead, *others):
+    path.mkdir(parents=True)
+    (path / 'weights.safetensors').write_text('half')
+  pretrained.convert('stylegan2', file, out)
+  assert sorted(os.listdir(out)) == FILES
+  assert not dead.exists() and all(path.exists() for path in others)
+
+
+def test_a_move_that_fails_leaves_the_folder_empty(file, tmp_path, monkeypatch):
+  (tmp_path / 'out').mkdir()
+  rename = os.rename
+
+  def fails(source, target):
+    if str(target).endswith('pretrained.json'):
+      raise OSError(errno.EIO, 'Input/output error')
+    rename(source, target)
+
+  monkeypatch.setattr(os, 'rename', fails)
+  with pytest.raises(UserError, match=r'written \(Input/output error\)'):
+    pretrained.convert('stylegan2', file, tmp_path / 'out')
+  assert inside(tmp_path) == ['out']
 
 
 @pytest.mark.parametrize('make', (
@@ -220,16 +266,81 @@ def test_folders_of_other_makers(file, tmp_path):
   """Whole, but not what is written here."""
   out = tmp_path / 'out'
   card = pretrained.convert('stylegan2', file, out)
-  networks = card['networks'] | {'e': card['networks']['g_ema']}
+  g = card['networks']['g_ema']
+  networks = card['networks'] | {'e': g}
+  edit = lambda **change: {'networks': {'g_ema': g | change}}
+  setting = lambda **change: edit(settings=g['settings'] | change)
   for change, words in (
     ({'networks': networks}, "weights.safetensors has no arrays of 'e'"),
     ({'remarks': None}, "pretrained.json has no field 'remarks'"),
+    ({'networks': []}, "has a field 'networks' of list, expected dict"),
+    ({'networks': {'g_ema': 1}}, 'has no network in networks, g_ema'),
+    (edit(arch='nope'), "arch 'nope', expected one of stylegan2_generator"),
+    (edit(arch='lpips'), "lacks the setting 'net' in networks, g_ema"),
+    (edit(settings=None), "'settings' of NoneType, expected dict"),
+    (setting(extra=1), "setting 'extra', which stylegan2_generator has not"),
+    (setting(mapping_depth=10**9), 'impossible setting mapping_depth = 1000'),
+    (setting(mapping_depth=-1), 'impossible setting mapping_depth = -1'),
+    (setting(w_dim=True), 'impossible setting w_dim = True'),
+    (setting(widths='ab'), "impossible setting widths = 'ab'"),
+    (setting(widths=[0, 2]), 'impossible setting widths'),
+    (setting(resolution=2**20), 'impossible setting resolution'),
+    (setting(widths=[4, 2]), r'const of shape .*, but by pretrained.json exp'),
+    (setting(mapping_depth=9), 'dense_8/bias of shape nothing, but by'),
+    ({'extras': card['extras'] | {'w_avg': [5]}}, 'w_avg of shape .5., exp'),
+    ({'sources': [1]}, "'sources' of something else than dict"),
+    ({'adds_w_avg': 1}, "'adds_w_avg' of int, expected bool"),
+    ({'remarks': [1]}, "'remarks' of something else than str"),
   ):
     edited = {k: v for k, v in (card | change).items() if v is not None}
     (out / 'pretrained.json').write_text(json.dumps(edited))
     folder.manifest.write_files(out)
-    with pytest.raises(WeightsError, match=words):
+    with pytest.raises(WeightsError, match=words) as error:
       pretrained.load(out)
+    assert '\n' not in str(error.value)
+
+
+def sign(out, **change):
+  """Writes a files.json with a right checksum, of whatever files."""
+  files = json.loads((out / 'files.json').read_text())['files'] | change
+  crc = folder.manifest.of_json(files)
+  text = json.dumps({'files': files, 'crc32': crc})
+  (out / 'files.json').write_text(text)
+
+
+def link(out):
+  (out / 'weights.safetensors').rename(out.parent / 'elsewhere')
+  (out / 'weights.safetensors').symlink_to(out.parent / 'elsewhere')
+
+
+def garble(out):
+  (out / 'weights.safetensors').write_bytes(b'x' * 99)
+  (out / 'files.json').unlink()
+  folder.manifest.write_files(out)
+
+
+@pytest.mark.parametrize('damage, words', (
+  (lambda out: sign(out, **{'/dev/zero': [0, 0]}), 'tells of other files'),
+  (lambda out: sign(out, **{'../x': [0, 0]}), 'tells of other files'),
+  (lambda out: sign(out, **{'pretrained.json': 1}), 'tells no size'),
+  (lambda out: sign(out, **{'weights.safetensors': [9, 9]}), 'expected 9'),
+  (link, 'weights.safetensors is a link or no regular file'),
+  (garble, 'weights.safetensors cannot be read'),
+))  # fmt: skip
+def test_files_of_strangers(file, tmp_path, damage, words):
+  pretrained.convert('stylegan2', file, tmp_path / 'out')
+  damage(tmp_path / 'out')
+  with pytest.raises(WeightsError, match=words):
+    pretrained.load(tmp_path / 'out')
+
+
+def test_the_card_alone_is_checked_too(file, tmp_path):
+  card = pretrained.convert('stylegan2', file, tmp_path / 'out')
+  assert folder.read_card(tmp_path / 'out') == json.loads(json.dumps(card))
+  path = tmp_path / 'out' / 'pretrained.json'
+  path.write_text(path.read_text().replace('"w_dim": 4', '"w_dim": 5'))
+  with pytest.raises(WeightsError, match='other bytes than were written'):
+    folder.read_card(tmp_path / 'out')
 
 
 def test_other_folders(tmp_path):
