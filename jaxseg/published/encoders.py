@@ -1,10 +1,10 @@
-"""The published encoders of images into W+: SemanticGAN's two, pSp's, e4e's.
+"""SemanticGAN's two encoders of images into W+, and what pSp's share with them.
 
-Networks: Li et al., Semantic Segmentation with Generative Models (CVPR 2021),
-section 3.2; Richardson et al., Encoding in Style (pSp, CVPR 2021), section 3;
-Tov et al., Designing an Encoder for StyleGAN Image Manipulation (e4e, SIGGRAPH
-2021), section 4.
+Li et al., Semantic Segmentation with Generative Models (CVPR 2021), section
+3.2.
 """
+
+from collections.abc import Sequence
 
 from jaxseg.nets.encoder import STRIDES, head_level
 from jaxseg.published.networks import Network
@@ -21,8 +21,6 @@ from jaxseg.published.stylegan2 import (
   refuse_left,
 )
 
-# Units of each stage of the only body that pSp and e4e were published with.
-IR_50 = (3, 4, 14, 3)
 # Of SemanticGAN's pyramid: name there, here, stage that is read by a 1x1.
 PYRAMID = (
   ('toplayer', 'top', 3), ('latlayer1', 'lateral4', 2),
@@ -63,7 +61,7 @@ def fpn(source: Source) -> Network:
   params, stats = {}, {}
   trees = params, stats
   names = ('conv1', 'bn1'), ('stem', 'norm_stem')
-  _conv_norm(part, trees, *names, (width, None, 7))
+  conv_norm(part, trees, *names, (width, None, 7))
   fan_in, widths = width, []
   for i, depth in enumerate(depths):
     for j in range(depth):
@@ -78,13 +76,13 @@ def fpn(source: Source) -> Network:
     shape = (widths[level], 1) if level is not None else (features, 3)
     params[ours] = conv(part, theirs, features, *shape)
   places = _fpn_heads(source)
-  heads, settings = _heads(source, places, features)
+  found, settings = heads(source, places, features)
   refuse_left(source, 'this encoder')
   settings |= {
     'resolution': source.side(len(places) // 2 - 1), 'width': width,
     'depths': depths, 'features': features, 'norm': 'batch',
   }  # fmt: skip
-  params, stats = {'pyramid': params, **heads}, {'pyramid': stats}
+  params, stats = {'pyramid': params, **found}, {'pyramid': stats}
   return Network(
     'fpn_encoder', settings, {'params': params, 'batch_stats': stats}
   )
@@ -122,43 +120,13 @@ def residual(source: Source) -> Network:
   return Network('residual_encoder', settings, {'params': params})
 
 
-def psp(source: Source, arch: str) -> Network:
-  """Converts the encoder of pSp or of e4e, whose keys are the same.
-
-  Args:
-    source: the part of a file that holds it: keys 'input_layer.0.weight', ...
-    arch: 'psp_encoder' or 'e4e_encoder'.
-
-  Returns:
-    that arch with 'params' and 'batch_stats'.
-
-  Raises:
-    WeightsError: as `fpn`; also an encoder of the same authors without heads
-      or without a pyramid.
-  """
-  _refuse_other_encoders(source)
-  units, widths = _stages(source)
-  body, stats, stem, se_widths = _body(source, units, widths)
-  params = {'body': body}
-  for theirs, ours, level in (
-    ('latlayer1', 'lateral3', 2), ('latlayer2', 'lateral2', 1)
-  ):  # fmt: skip
-    params[ours] = conv(source, theirs, widths[-1], widths[level], 1)
-  count = source.count(r'styles\.(\d+)\.linear\.weight')
-  places = [f'styles.{i}' for i in range(count)]
-  heads, settings = _heads(source, places, widths[-1])
-  refuse_left(source, 'this encoder')
-  settings |= {
-    'input_size': source.side(2 + settings['head_depths'][0]),
-    'num_styles': count, 'units': units, 'widths': widths, 'stem_width': stem,
-    'se_widths': se_widths,
-    'channels': source.shape('input_layer.0.weight', 4)[1],
-  }  # fmt: skip
-  variables = {'params': params | heads, 'batch_stats': {'body': stats}}
-  return Network(arch, settings, variables)
-
-
-def _conv_norm(source, trees, theirs, ours, shape):
+def conv_norm(
+  source: Source,
+  trees: tuple[dict, dict],
+  theirs: tuple[str, str],
+  ours: tuple[str, str],
+  shape: tuple[int | None, ...],
+) -> None:
   """Puts a convolution without bias and its batch norm into the trees.
 
   `theirs` and `ours` name the two, `shape` is (features, fan in, size).
@@ -174,10 +142,10 @@ def _bottleneck(source, width, fan_in, is_strided):
   shapes = (width, fan_in, 1), (width, width, 3), (4 * width, width, 1)
   for i, shape in enumerate(shapes, start=1):
     names = (f'conv{i}', f'bn{i}'), (f'conv{i}', f'norm{i}')
-    _conv_norm(source, trees, *names, shape)
+    conv_norm(source, trees, *names, shape)
   if is_strided or fan_in != 4 * width:
     names = ('shortcut.0', 'shortcut.1'), ('conv0', 'norm0')
-    _conv_norm(source, trees, *names, (4 * width, fan_in, 1))
+    conv_norm(source, trees, *names, (4 * width, fan_in, 1))
   return trees
 
 
@@ -196,7 +164,9 @@ def _fpn_heads(source):
   return [f'{group}.{i}' for group, count in groups for i in range(count)]
 
 
-def _heads(source, places, channels):
+def heads(
+  source: Source, places: Sequence[str], channels: int
+) -> tuple[dict, dict]:
   """Heads of maps of that many channels: (parameters, settings)."""
   width = source.shape(f'{places[0]}.convs.0.weight', 4)[0]
   w_dim = source.shape(f'{places[0]}.linear.weight', 2)[0]
@@ -222,87 +192,3 @@ def _depth(source, place):
   while f'{place}.convs.{2 * depth}.weight' in source:
     depth += 1
   return depth
-
-
-def _refuse_other_encoders(source):
-  """Refuses what the authors published beside pSp's and e4e's encoders."""
-  has_body = 'body.0.res_layer.1.weight' in source
-  for key, found in (
-    ('styles.0.linear.weight', 'an encoder without a head for each style'),
-    ('latlayer1.weight', 'an encoder without a feature pyramid'),
-  ):
-    if has_body and key not in source:
-      raise WeightsError(
-        f'the weights {source.path} hold {found} (no {source.prefix}{key}), '
-        'expected one of pSp (GradualStyleEncoder) or e4e (Encoder4Editing); '
-        'convert a checkpoint of one of these, or its generator alone with '
-        '--kind=stylegan2'
-      )
-
-
-def _stages(source):
-  """([units], [width]) of the body's four stages."""
-  count = source.count(r'body\.(\d+)\.res_layer\.1\.weight')
-  if not count:
-    raise source.missing('body.0.res_layer.1.weight')
-  widths = [
-    source.shape(f'body.{i}.res_layer.3.weight', 4)[0] for i in range(count)
-  ]
-  starts = [i for i in range(count) if not i or widths[i] != widths[i - 1]]
-  # Neighbouring stages may be equally wide.
-  published = [sum(IR_50[:i]) for i in range(len(IR_50))]
-  if count == sum(IR_50) and set(starts) <= set(published):
-    starts = published
-  if len(starts) != len(IR_50):
-    raise WeightsError(
-      f'the weights {source.path} hold a body of {count} units '
-      f'({source.prefix}body) in {len(starts)} stages of different widths, '
-      f'expected {sum(IR_50)} units, or four such stages; is the file '
-      'of another kind?'
-    )
-  ends = [*starts[1:], count]
-  units = [end - start for start, end in zip(starts, ends, strict=True)]
-  return units, [widths[start] for start in starts]
-
-
-def _body(source, units, widths):
-  """(params, stats, stem's width, SE's width of each stage)."""
-  fan_in = stem = source.shape('input_layer.0.weight', 4)[0]
-  trees = params, stats = {}, {}
-  names = ('input_layer.0', 'input_layer.1'), ('stem', 'norm_stem')
-  _conv_norm(source, trees, *names, (stem, None, 3))
-  params['prelu_stem'] = {
-    'slope': source.entry('input_layer.2.weight', (stem,))
-  }
-  se_widths, place = [], 0
-  for i, (count, width) in enumerate(zip(units, widths, strict=True)):
-    squeeze = f'body.{place}.res_layer.5.fc1.weight'
-    se_widths.append(source.shape(squeeze, 4)[0] if squeeze in source else 0)
-    for j in range(count):
-      ours, part = f'stage{i}_unit{j}', source.under(f'body.{place}.')
-      params[ours], stats[ours] = _unit(part, width, fan_in, se_widths[-1])
-      fan_in, place = width, place + 1
-  return params, stats, stem, se_widths
-
-
-def _unit(source, width, fan_in, se_width):
-  """(params, stats) of a residual unit."""
-  layers = source.under('res_layer.')
-  trees = params, stats = {}, {}
-  params['norm1'], stats['norm1'] = batch_norm(layers, '0', fan_in)
-  params['conv1'] = conv(layers, '1', width, fan_in, 3, bias=False)
-  params['prelu'] = {'slope': layers.entry('2.weight', (width,))}
-  names = ('3', '4'), ('conv2', 'norm2')
-  _conv_norm(layers, trees, *names, (width, width, 3))
-  if se_width:
-    params['se'] = {
-      'squeeze': conv(layers, '5.fc1', se_width, width, 1, bias=False),
-      'excite': conv(layers, '5.fc2', width, se_width, 1, bias=False),
-    }
-  if fan_in != width:
-    names = (
-      ('shortcut_layer.0', 'shortcut_layer.1'),
-      ('shortcut', 'norm_shortcut'),
-    )
-    _conv_norm(source, trees, *names, (width, fan_in, 1))
-  return trees

@@ -9,6 +9,7 @@ from jaxseg.published import (
   encoders,
   inception,
   perceptual,
+  psp,
   stylegan2,
 )
 from jaxseg.published.networks import Converted
@@ -52,6 +53,8 @@ def convert(
     raise UserError(
       f'--kind={kind} is unknown, expected one of {", ".join(KINDS)}'
     )
+  if kind == 'lpips' and features is not None:
+    perceptual.refuse_swapped(source, features)
   if (found := sniff(source, kind)) and not _are_alike(found, kind):
     raise WeightsError(
       f'the weights {source.path} look like kind {found}, not {kind}; give '
@@ -228,7 +231,7 @@ def _psp(source: Source, _, kind: str = 'psp') -> Converted:
     key.startswith('state_dict/') for key in source.keys()
   ) else ''  # fmt: skip
   generator, noise = stylegan2.generator(source.under(f'{top}decoder.'))
-  encoder = encoders.psp(source.under(f'{top}encoder.'), f'{kind}_encoder')
+  encoder = psp.encoder(source.under(f'{top}encoder.'), f'{kind}_encoder')
   networks = {'g_ema': generator, 'e': encoder}
   extras = {'noise': noise} if noise else {}
   extras |= _w_avg(source, networks)

@@ -152,6 +152,20 @@ def _slice(net, place):
   return sum(start <= number for start in SLICES[net])
 
 
+def refuse_swapped(lin: Source, features: Source) -> None:
+  """Refuses two files that are each in the place of the other.
+
+  Raises:
+    WeightsError: says to swap them.
+  """
+  if 'lin0.model.1.weight' in features and 'lin0.model.1.weight' not in lin:
+    raise WeightsError(
+      f'the weights {lin.path} hold no linear weights of LPIPS, but those of '
+      f'{features.path} are, expected the other way round: swap --source and '
+      '--features'
+    )
+
+
 def _known():
   return ', '.join(f'{n} ({net})' for n, net in lpips_shapes.NETS.items())
 

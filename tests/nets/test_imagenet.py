@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torchvision_keys
 from flax import traverse_util
 from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
 from jaxseg.errors import UserError
-from jaxseg.nets import imagenet, lpips, torchvision_names
+from jaxseg.nets import imagenet, lpips
 from jaxseg.nets.deeplab import DeepLabV3Plus
 from jaxseg.nets.fcn import FCN
 from jaxseg.nets.mobilenet import MobileNetV2, scaled
@@ -274,7 +275,7 @@ def test_other_precisions(torch, peers, tmp_path, dtype):
   }
   torch.save(state, tmp_path / 'x.pth')
   found = imagenet.load(str(tmp_path / 'x.pth'), 'vgg16_bn')
-  for key, name, axes in torchvision_names.names('vgg16_bn'):
+  for key, name, axes in torchvision_keys.names('vgg16_bn'):
     wanted = state[key].float().numpy().transpose(axes)
     assert_array_equal(found[name], wanted)
 
@@ -305,7 +306,7 @@ def test_a_converted_folder(torch, peers, tmp_path):
 ))  # fmt: skip
 def test_number_of_arrays(backbone, count, size):
   """As torchvision's state dicts without classifier and counters."""
-  names = list(torchvision_names.names(backbone))
+  names = list(torchvision_keys.names(backbone))
   assert len(names) == len({n for _, n, _ in names}) == count
   assert len({key for key, _, _ in names}) == count
 

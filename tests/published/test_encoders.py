@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from quick import quick_jit
 
 from jaxseg.published import encoders, networks
+from jaxseg.published import psp as published_psp
 from jaxseg.published.source import WeightsError
 
 IR_50 = (3, 4, 14, 3)
@@ -34,7 +35,7 @@ RESIDUAL = dict(widths=(8, 6, 6, 5), w_dim=3)
 
 
 def psp(arch='psp_encoder'):
-  return lambda source: encoders.psp(source, arch)
+  return lambda source: published_psp.encoder(source, arch)
 
 
 def converted(layout, convert):

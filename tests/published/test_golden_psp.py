@@ -6,7 +6,7 @@ from entries import arrays_of
 from numpy.testing import assert_allclose
 from quick import quick_jit
 
-from jaxseg.published import encoders, networks
+from jaxseg.published import networks, psp
 from jaxseg.published.read import open_source
 
 
@@ -17,7 +17,7 @@ def source(shared):
 
 def test_codes(source, recorded):
   wanted = recorded('psp_rgb_64_io')
-  network = encoders.psp(source.under('state_dict/encoder.'), 'psp_encoder')
+  network = psp.encoder(source.under('state_dict/encoder.'), 'psp_encoder')
   assert network.settings == {
     'input_size': 256,
     'w_dim': 32,
@@ -28,6 +28,7 @@ def test_codes(source, recorded):
     'se_widths': [1, 2, 4, 8],
     'head_depths': [4, 5, 6],
     'head_width': 32,
+    'channels': 3,
   }
   encoder = networks.module(network.arch, network.settings)
   image = wanted['x'].transpose(0, 2, 3, 1).astype(np.float32)

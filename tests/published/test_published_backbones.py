@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torchvision_keys
 from flax import traverse_util
 from numpy.testing import assert_allclose
 from torch_functions import needed
@@ -46,7 +47,7 @@ def test_the_network_is_found(name):
   wanted = {'backbone': name, 'width': width, 'num_classes': 10}
   assert (network.arch, network.settings) == ('torchvision', wanted)
   flat = traverse_util.flatten_dict(network.variables, sep='/')
-  encoder = {n for _, n, _ in torchvision_names.names(name)}
+  encoder = {n for _, n, _ in torchvision_keys.names(name)}
   dense = 6 if name.startswith('vgg') else 2
   assert encoder < set(flat) and len(flat) == len(encoder) + dense
   if name == 'resnet152':  # as the module has them

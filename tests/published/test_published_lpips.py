@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from jaxseg.nets import lpips, lpips_shapes
-from jaxseg.published import folder, perceptual
+from jaxseg.published import folder, kinds, perceptual
 from jaxseg.published.read import open_source
 from jaxseg.published.source import Source, Tensor, WeightsError
 
@@ -141,6 +141,12 @@ def refused(words, *args):
   assert '\n' not in str(error.value)
   for word in words:
     assert word in str(error.value)
+
+
+def test_the_two_files_swapped():
+  _, lin, features = two_files('alexnet')
+  with pytest.raises(WeightsError, match='swap --source and --features'):
+    kinds.convert('lpips', source(features), source(lin))
 
 
 def test_mistakes_are_told():
