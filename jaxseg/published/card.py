@@ -24,7 +24,7 @@ MAX_TEXT = 64 << 20
 # What pretrained.json tells, beside its format, and of what type.
 FIELDS = {
   'kind': str, 'sources': list, 'networks': dict, 'extras': dict,
-  'adds_w_avg': bool, 'remarks': list, 'ignored': list,
+  'adds_w_avg': bool, 'label_output': str, 'remarks': list, 'ignored': list,
 }  # fmt: skip
 SOURCE = {'file': str, 'bytes': int, 'sha256': str}
 NETWORK = {'arch': str, 'settings': dict, 'parameters': int}

@@ -62,7 +62,11 @@ def export(
   if 'w_avg' in state.extra:
     extras['w_avg'] = state.extra['w_avg']
     extras['noise'] = {str(i): x for i, x in enumerate(state.extra['noise'])}
-  converted = Converted('jaxseg', networks, extras, adds_w_avg=bool(extras))
+  source = before if before in config.stages else stage
+  converted = Converted(
+    'jaxseg', networks, extras, adds_w_avg=bool(extras),
+    label_output=config[source].args.get('label_output', 'logits'),
+  )  # fmt: skip
   return folder.save(_on_host(converted), output)
 
 

@@ -190,6 +190,7 @@ def _card(converted, entries, files, ignored):
       if name.startswith('extras/')
     },
     'adds_w_avg': converted.adds_w_avg,
+    'label_output': converted.label_output,
     'remarks': list(converted.remarks),
     'ignored': sorted(ignored),
   }

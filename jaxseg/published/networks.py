@@ -78,6 +78,7 @@ class Converted(NamedTuple):
       [1, h, w, 1], ..}, the maps stored with a generator.
     remarks: sentences for the user, e.g. on settings that are not used.
     adds_w_avg: whether 'w_avg' is to be added to what the encoder gives.
+    label_output: of a generator with labels, see `semantic_gan.make`.
   """
 
   kind: str
@@ -85,6 +86,7 @@ class Converted(NamedTuple):
   extras: dict[str, Any]
   remarks: tuple[str, ...] = ()
   adds_w_avg: bool = False
+  label_output: str = 'logits'
 
 
 def module(arch: str, settings: dict[str, Any]) -> nn.Module:

@@ -21,6 +21,10 @@ ON_FOLDER = ('label_branch',)
 METHODS = ('semantic_gan', *WITH_GENERATOR, *ON_FOLDER)
 
 
+# Of a card, what training needs when the folder is gone.
+KEPT = ('networks', 'adds_w_avg', 'label_output')
+
+
 def is_folder(init_from: str) -> bool:
   """Whether it names a folder, perhaps one that is gone, and not a stage."""
   return os.sep in init_from or folder.is_one(init_from)
@@ -79,7 +83,7 @@ def resolve(config: ConfigDict, workdir: str | os.PathLike = '') -> ConfigDict:
     fields.init_networks = '' if there else _recorded(workdir, stage)
     if not fields.init_networks:
       card = folder.read_card(source)
-      kept = {name: card[name] for name in ('networks', 'adds_w_avg')}
+      kept = {name: card[name] for name in KEPT}
       fields.init_networks = json.dumps(kept, sort_keys=True)
     _check_generator(config, stage)
   return config
@@ -174,7 +178,8 @@ def generator_settings(
     )
   d_r = networks.get('d_r', {}).get('settings', {})
   group = {k: v for k, v in d_r.items() if k == 'stddev_group'}
-  return settings | group | {'label_output': 'logits'}
+  label_output = json.loads(config[stage].init_networks)['label_output']
+  return settings | group | {'label_output': label_output}
 
 
 def card_arguments(config: ConfigDict, stage: str) -> dict[str, Any]:

@@ -171,7 +171,8 @@ def folders(tmp_path_factory):
     path / name, *nets, num_classes=k
   )
   stem = {'params': {'stem': {'kernel': np.zeros((7, 7, 3, 64), np.float32)}}}
-  backbone = Network('torchvision', {'backbone': 'resnet18'}, stem)
+  settings = {'backbone': 'resnet18', 'width': 64}
+  backbone = Network('torchvision', settings, stem)
   folder.save(
     Converted('torchvision', {'backbone': backbone}, {}), path / 'backbone'
   )
