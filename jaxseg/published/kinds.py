@@ -276,25 +276,13 @@ def _ada(source: Source, _) -> Converted:
   return Converted('stylegan2-ada', networks, extras)
 
 
-def _lpips(source: Source, features: Source | None) -> Converted:
-  return perceptual.convert(source, features)
-
-
-def _torchvision(source: Source, _) -> Converted:
-  return backbones.convert(source)
-
-
-def _inception(source: Source, _) -> Converted:
-  return inception.convert(source)
-
-
 KINDS: dict[str, Callable[[Source, Source | None], Converted]] = {
   'stylegan2': _stylegan2,
   'semanticgan': _semanticgan,
   'psp': _psp,
   'e4e': _e4e,
   'stylegan2-ada': _ada,
-  'lpips': _lpips,
-  'torchvision': _torchvision,
-  'inception': _inception,
+  'lpips': perceptual.convert,
+  'torchvision': lambda source, _: backbones.convert(source),
+  'inception': lambda source, _: inception.convert(source),
 }
