@@ -65,7 +65,8 @@ class Method(NamedTuple):
     predict: (state, images) -> Prediction; None for a stage that only
       generates.
     refine: (state, images) -> Prediction by test-time optimisation, or None.
-    sample: (state, rng, n) -> (images, probabilities), or None.
+    sample: (state, rng, n, truncation=of `make`) -> (images, probabilities),
+      or None; `truncation` is psi, 1: none.
     pictures: (state, batch) -> {name: images [n, H, W, C] in [-1, 1] or
       class ids [n, H, W]}, shown in the sample grids, or None.
     pretrained: (state, previous) -> state, fills networks of a fresh state from
@@ -74,6 +75,9 @@ class Method(NamedTuple):
       looks at the labelled images, args.max_images at most, once before the
       first step and calls alive() now and then; not to be jitted. None for most
       methods.
+    judge: (state, images, probabilities) -> {name: float32 [N]}, scores of what
+      `sample` gave, higher is better, each image by itself; None where the
+      state holds nothing that could tell.
   """
 
   init: Callable[..., TrainState]
@@ -84,6 +88,7 @@ class Method(NamedTuple):
   pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
   pretrained: Callable[..., TrainState] | None = None
   absorb: Callable[..., TrainState] | None = None
+  judge: Callable[..., dict[str, jax.Array]] | None = None
 
 
 def new_state(

@@ -264,7 +264,7 @@ def make(
     found = invert(state, images, refine_steps)
     return to_prediction(state, images, found.w_plus)
 
-  def sample(state, rng, n):
+  def sample(state, rng, n, truncation=truncation):
     weights = state.extra['frozen']
     z = jax.random.normal(rng, (n, g.w_dim))
     w = bare.apply({'params': weights['g']}, z, method='mapping')

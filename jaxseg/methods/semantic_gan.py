@@ -406,7 +406,7 @@ def make(
     metrics = {**metrics_r, **metrics_m, **metrics_g, **state.extra['lazy']}
     return state.replace(step=state.step + 1), metrics
 
-  def sample(state, rng, n):
+  def sample(state, rng, n, truncation=truncation):
     params = state.ema['g']
     z = jax.random.normal(rng, (n, w_dim))
     w = g.apply({'params': params}, z, method='mapping')
@@ -419,13 +419,31 @@ def make(
     )
     return image, jax.nn.softmax(logits / label_temperature(label_output))
 
+  def judge(state, images, probabilities):
+    """What D_m says of pairs, and D_r of images, each by itself.
+
+    D_m sees labels as `label_map` gives them to it, logits as the labels in
+    [-1, 1] that they were trained to be.
+    """
+    outputs, _ = score_pairs(
+      state.params['d_m'],
+      state.extra['spectral'],
+      images,
+      2 * probabilities - 1,
+    )
+    alone = d_r.clone(stddev_group=1)  # a score must not depend on neighbours
+    return {
+      'd_m': gan.patch_mean(discriminators.scores(outputs)),
+      'd_r': alone.apply({'params': state.params['d_r']}, images),
+    }
+
   def pictures(state, batch):
     image, probabilities = sample(
       state, jax.random.key(0), batch['image'].shape[0]
     )
     return {'sample': image, 'sample_label': probabilities.argmax(-1)}
 
-  return Method(init, train_step, sample=sample, pictures=pictures)
+  return Method(init, train_step, sample=sample, pictures=pictures, judge=judge)
 
 
 def check(where: str, fields: Any, data: Any) -> None:

@@ -78,6 +78,7 @@ def make(
     num_classes, resolution, channels, **(dict(gan) | {'remat': remat})
   )
   label_output = gan.get('label_output', 'logits')
+  truncation = gan.get('truncation', 0.7)
   temperature = semantic_gan.label_temperature(label_output)
   e = Encoder(
     resolution, g.w_dim, width, tuple(depths), features, dtype=dtype,
@@ -230,10 +231,10 @@ def make(
     )
     return to_prediction(state, images, found.w_plus, found.noise)
 
-  def sample(state, rng, n):
+  def sample(state, rng, n, truncation=truncation):
     z = jax.random.normal(rng, (n, g.w_dim))
     w = g.apply({'params': state.extra['g']}, z, method='mapping')
-    w = stylegan2.truncate(w, state.extra['w_avg'], gan.get('truncation', 0.7))
+    w = stylegan2.truncate(w, state.extra['w_avg'], truncation)
     image, logits = synthesize(
       state, stylegan2.broadcast_w(w, resolution), state.extra['noise']
     )
