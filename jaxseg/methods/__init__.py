@@ -14,6 +14,7 @@ from jaxseg.methods import (
   semantic_gan_encoder,
   supervised,
   unimatch,
+  weak,
 )
 
 METHODS = {
@@ -28,6 +29,7 @@ METHODS = {
   'entropy': entropy,
   'graph': graph,
   'unimatch': unimatch,
+  'weak': weak,
   'bcp': bcp,
   'cyclegan': cyclegan,
 }
