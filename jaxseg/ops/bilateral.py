@@ -88,7 +88,7 @@ def exact(
   return _exact(chunk, features, values.astype(jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _exact(chunk, features, values):
   count, dims = features.shape
   parts = -(-count // chunk)
