@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import methods
-from jaxseg.data import drawing, fit, transforms, views, weak
+from jaxseg.data import drawing, fit, synthetic, transforms, views, weak
 from jaxseg.data.formats import intensity
 from jaxseg.errors import UserError, friendly
 from jaxseg.published import start
@@ -81,11 +81,19 @@ def default() -> ConfigDict:
   c.data.volume.step = 1  # every step-th slice
   c.data.volume.skip_empty = False  # leave out slices whose label is all 0
 
-  c.data.weak = ConfigDict()  # weak labels made from full masks, for training
+  c.data.weak = ConfigDict()  # weak labels, for training
   c.data.weak.kind = ''  # '', scribbles, clicks, boxes, polygons or tags
   c.data.weak.density = 1.0  # of scribble length, clicks, polygon vertices
   c.data.weak.seed = 0  # of where they are drawn
   c.data.weak.width = 3  # of scribbles and clicks, in pixels of resolution
+  # Where in a folder:PATH those are that people drew, 'scribbles', 'boxes.csv';
+  # '': they are made from the full masks. See `jaxseg/data/folders/drawn.py`.
+  c.data.weak.drawn = ''
+  c.data.weak.refine = ''  # 'grabcut': boxes become masks
+
+  c.data.synthetic = ConfigDict()  # generated images with labels, for training
+  c.data.synthetic.folder = ''  # as jaxseg.synthesize writes it; '': none
+  c.data.synthetic.part = 0.5  # of each labelled batch; 1: no others
 
   c.data.augment = ConfigDict()  # random, image and label together
   c.data.augment.flip = False  # mirror left-right, probability 1/2
@@ -334,6 +342,7 @@ def check_data(data: ConfigDict) -> None:
   intensity.from_config(data.intensity)
   for module, name in (
     (transforms, 'augment'), (views, 'strong'), (weak, 'weak'),
+    (synthetic, 'synthetic'),
   ):  # fmt: skip
     module.check(data[name])
   if data.weak.kind and data.augment.copy_paste:

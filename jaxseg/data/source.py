@@ -7,6 +7,29 @@ import numpy as np
 
 from jaxseg.data.problems import Problem
 
+# (class id, top, left, bottom, right) in pixels, bottom and right excluded.
+Box = tuple[int, int, int, int, int]
+
+
+class Drawn(NamedTuple):
+  """Weak labels that people drew, which train in place of full ones.
+
+  Of `label`, `boxes` and `tags` only what `kind` asks for is there.
+
+  Attributes:
+    kind: one of `weak.KINDS`.
+    paths: the annotation's file by id, for messages; its keys have one.
+    label: id -> uint8 [H, W] of class ids and 255 (not annotated).
+    boxes: id -> boxes in the pixels of the image, inside of it.
+    tags: id -> float32 [K] of 0 and 1.
+  """
+
+  kind: str
+  paths: dict[str, str]
+  label: Callable[[str], np.ndarray] | None = None
+  boxes: Callable[[str], list[Box]] | None = None
+  tags: dict[str, np.ndarray] | None = None
+
 
 class Source(NamedTuple):
   """Random access to a data set; nothing downstream knows its files.
@@ -30,6 +53,9 @@ class Source(NamedTuple):
       known without decoding it; else None.
     problems: what was found wrong when the set was opened.
     licence: of the data, in words.
+    drawn: what labels the images that train; None: `label` does.
+    synthetic: opens the generated images that train beside these; None: none
+      do.
   """
 
   name: str
@@ -48,6 +74,8 @@ class Source(NamedTuple):
   classes_in: Callable[[str], np.ndarray] | None = None
   problems: tuple[Problem, ...] = ()
   licence: str = ''
+  drawn: Drawn | None = None
+  synthetic: Callable[[], 'Source'] | None = None
 
 
 def voc_palette(k: int) -> np.ndarray:

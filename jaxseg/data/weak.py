@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 
 from jaxseg.data.annotations import strokes
+from jaxseg.data.source import Box as Box
 from jaxseg.errors import UserError
 
-# (class id, top, left, bottom, right) in pixels, bottom and right excluded.
-Box = tuple[int, int, int, int, int]
-
 KINDS = ('scribbles', 'clicks', 'boxes', 'polygons', 'tags')
+REFINEMENTS = ('', 'grabcut')
 VOID = 255
 # Annotators leave out specks: components below this part of the largest one
 # of their class.
@@ -63,6 +62,26 @@ def check(weak_config: Any) -> None:
     )
   if c.width < 1:
     raise UserError(f'{where}.width is {c.width}, must be 1 pixel or more.')
+  if c.drawn and not c.kind:
+    raise UserError(
+      f'{where}.drawn is {c.drawn!r} and {where}.kind is empty, expected what '
+      f'was drawn; set --config.data.weak.kind to one of {", ".join(KINDS)}.'
+    )
+  if c.refine not in REFINEMENTS:
+    raise UserError(
+      f"{where}.refine is {c.refine!r}, must be '' (labels as they are) or "
+      "'grabcut'."
+    )
+  if c.refine and c.kind != 'boxes':
+    raise UserError(
+      f'{where}.refine is {c.refine!r} and {where}.kind is {c.kind!r}, but '
+      "only boxes can be refined; set the kind to 'boxes' or refine to ''."
+    )
+
+
+def gives_tags(weak_config: Any) -> bool:
+  """Whether labelled images come with tags, the classes that they show."""
+  return weak_config.kind == 'tags'
 
 
 def weaken(
