@@ -1,4 +1,4 @@
-"""What a box says: its class is inside, in each row and column, and not outside.
+"""What a box says: its class is inside, in each row and column, not outside.
 
 Labels are those of `jaxseg.data.weak.draw_boxes`: the class inside of a box, 0
 outside of all, 255 along the edges. A pixel inside may be of the class or not:
@@ -32,8 +32,10 @@ class Boxes(NamedTuple):
   tight: float = 0.5
   size: float = 1.0
   other: float = 1.0
-  smallest: float = 0.3  # of a box that its class fills; an ellipse: .79
-  largest: float = 0.9
+  smallest: float = 0.3  # of the inside that its class fills
+  # An ellipse fills .79 of its box, but up to all of what lies inside the void
+  # edges.
+  largest: float = 1.0
 
 
 def constraints(

@@ -48,7 +48,7 @@ class Regularizer(NamedTuple):
   shrink: int = 1
   filter: str = 'auto'  # 'exact' or 'lattice', see jaxseg/ops/bilateral.py
   max_vertices: int = 0  # of the lattice; 0: automatic
-  # The dense CRF as published: -sum_k S_k' A S_k / N, with weights such as 2e-9.
+  # The dense CRF as published, -sum_k S_k' A S_k, of a weight such as 2e-9.
   published_scale: bool = False
   # Of potts, see jaxseg/losses/graph.py.
   connectivity: int = 8
@@ -326,6 +326,6 @@ def check(where: str, settings: Regularizer, size: tuple[int, int]) -> None:
     )
   if s.published_scale and s.form != 'bilinear':
     raise UserError(
-      f'{where}.published_scale is True and {where}.form is {s.form!r}, but the '
-      "published code has the bilinear form alone; set form to 'bilinear'."
+      f'{where}.published_scale is True and {where}.form is {s.form!r}, but '
+      "the published code has the bilinear form alone; set form to 'bilinear'."
     )

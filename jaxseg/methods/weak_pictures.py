@@ -1,8 +1,8 @@
 """Where losses push a prediction, as pictures.
 
 After Tang et al., On Regularized Losses for Weakly-supervised CNN Segmentation
-(ECCV 2018), figure 3: the gradient of each loss with respect to what the network
-says, which shows at a glance what a regularizer does and whether it is too weak.
+(ECCV 2018), figure 3: the gradient of each loss with respect to what the
+network says, which shows what a regularizer does and where it does nothing.
 """
 
 from collections.abc import Callable
