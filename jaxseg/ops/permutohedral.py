@@ -114,18 +114,27 @@ def filter(lattice: Lattice, values: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def _filter(lattice, values):
   axes, _, count = lattice.neighbours.shape
-  table = jnp.zeros((count + 1, values.shape[-1]))  # the last: no vertex
-  for ids, weights in zip(lattice.ids, lattice.weights, strict=True):
-    table = table.at[ids].add(weights[:, None] * values)
-  for axis in range(axes):
-    before, after = lattice.neighbours[axis]
+
+  # Loops that are not unrolled compile in a fraction of the time.
+  def splat(table, corner):
+    ids, weights = corner
+    return table.at[ids].add(weights[:, None] * values), None
+
+  def blur(table, neighbours):
+    before, after = neighbours
     blurred = table[:-1] + (table[before] + table[after]) / 2
-    table = table.at[:-1].set(blurred)
-  scale = 1 / (1 + 2.0 ** (1 - axes))
-  return scale * sum(
-    weights[:, None] * table[ids]
-    for ids, weights in zip(lattice.ids, lattice.weights, strict=True)
-  )
+    return table.at[:-1].set(blurred), None
+
+  def gather(found, corner):
+    ids, weights = corner
+    return found + weights[:, None] * table[ids], None
+
+  corners = lattice.ids, lattice.weights
+  table = jnp.zeros((count + 1, values.shape[-1]))  # the last: no vertex
+  table, _ = lax.scan(splat, table, corners)
+  table, _ = lax.scan(blur, table, lattice.neighbours)
+  found, _ = lax.scan(gather, jnp.zeros_like(values), corners)
+  return found / (1 + 2.0 ** (1 - axes))
 
 
 def _forward(lattice, values):
@@ -216,20 +225,17 @@ def _neighbours(table, strides):
   remainder = table % np.uint32(dims + 1)
   is_vertex = table != EMPTY
   own = jnp.arange(count, dtype=jnp.int32)
-  found = []
-  for axis in range(dims + 1):
-    # The remainder grows by 1 and q_axis falls; at F it becomes 0 again and
-    # all other q_i grow.
-    stride = strides[axis] if axis < dims else jnp.uint32(0)
-    step = jnp.where(
-      remainder < dims,
-      1 - stride,
-      strides.sum(dtype=jnp.uint32) - stride - dims,
-    )
+
+  def along(stride):
+    # The remainder grows by 1 and q_i falls; at F it becomes 0 again and all
+    # other q_i grow. Of the last axis there is no digit.
+    others = strides.sum(dtype=jnp.uint32) - stride
+    step = jnp.where(remainder < dims, 1 - stride, others - dims)
     wanted = table + step
     after = jnp.searchsorted(table, wanted).astype(jnp.int32)
     after = jnp.minimum(after, count - 1)
     after = jnp.where(is_vertex & (table[after] == wanted), after, count)
     before = jnp.full(count + 1, count).at[after].set(own)[:-1]
-    found.append(jnp.stack([before, after]))
-  return jnp.stack(found)
+    return jnp.stack([before, after])
+
+  return lax.map(along, jnp.append(strides, jnp.uint32(0)))
