@@ -263,7 +263,8 @@ def kernel_clustering(a: Associations) -> jax.Array:
   size = a.probabilities.sum(1)
   there = size > 1e-20
   within = jnp.where(there, a.within / jnp.where(there, size, 1.0), 0.0)
-  return 1.0 - within.sum(-1) / jnp.maximum(size.sum(-1), 1e-20)
+  pixels = size.sum(-1)
+  return 1.0 - within.sum(-1) / jnp.where(pixels > 0, pixels, 1.0)
 
 
 def potts(
