@@ -15,6 +15,7 @@ import optax
 from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
 from jaxseg.methods import accumulation, segmenting, segmenting_checks
@@ -46,6 +47,7 @@ def make(
   # Void pixels enter the means of D and of the adversarial loss with the
   # constant log 2, as in PixelSSL; False, as published: they are left out.
   count_void: bool = False,
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter, and a discriminator D that sees label maps alone.
 
@@ -68,7 +70,8 @@ def make(
     net: see `jaxseg.nets.segmenters.Net`; D computes in its dtype.
     loss: see `jaxseg.losses.segmentation.Loss`.
     optimizer: the segmenter's, see `jaxseg.optimizers.Optimizer`.
-    ema_half_life: this and all others: see the signature.
+    ema_half_life: this and the others: see the signature.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`.
 
   Returns:
     a `Method`; networks 'seg' and 'd'. Its pictures show D's trust as well.
@@ -80,6 +83,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
   d = FullyConvDiscriminator(d_width, jnp.dtype(net.dtype))
   d_tx = optax.adam(
@@ -103,7 +107,8 @@ def make(
     total, terms = segmentation.supervised(labelled, batch['label'], loss)
 
     n = labelled.shape[0]
-    maps = jax.nn.softmax(jnp.concatenate([labelled, unlabelled]))
+    logits = jnp.concatenate([labelled, unlabelled])
+    maps = jax.nn.softmax(logits)
     scores = score(state.params['d'], maps)[..., 0]
     valid = batch['label'] != VOID
     terms['adv'] = pixel_bce(scores[:n], True, valid, count_void)
@@ -116,6 +121,10 @@ def make(
     total += lambda_adv * terms['adv']
     total += lambda_adv_unlabelled * terms['adv_unlabelled']
     total += jnp.where(started, lambda_semi, 0.0) * terms['semi']
+    total, terms = segmenting.regularize(
+      seg, state.step, (total, terms), logits,
+      jnp.concatenate([batch['image'], batch['unlabelled']]), batch['label'],
+    )  # fmt: skip
     return total, ((stats, terms), (maps[:n], maps[n:]))
 
   def d_loss(params, part, _):

@@ -6,6 +6,7 @@ labelled images into each other, equation 5; a stage whose `init_from` is the
 first goes on with both kinds.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method
 from jaxseg.methods import (
@@ -45,6 +47,7 @@ def make(
   connectivity: int = 8,  # or 4, of components; published: 8
   # The teacher predicts with batch statistics and dropout, as published.
   teacher_train: bool = False,
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter, and the moving average of its weights that teaches it.
 
@@ -68,7 +71,9 @@ def make(
     net: see `jaxseg.nets.segmenters.Net`.
     loss: see `jaxseg.losses.segmentation.Loss`.
     optimizer: see `jaxseg.optimizers.Optimizer`.
-    ema_decay: this and all others: see the signature.
+    ema_decay: this and the others: see the signature.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`; of the pasted
+      images.
 
   Returns:
     a `Method` that predicts with the teacher. Its `init` starts both networks
@@ -83,6 +88,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
 
   def init(rng, previous=None):
@@ -137,9 +143,12 @@ def make(
     def loss_fn(params, part, rng):
       keys = jax.random.split(rng, 4)  # the first has drawn the step's box
       halves = mixtures(state, part, inside, keys[1])
-      total, stats, terms = 0.0, state.extra['seg'], {}
+      total, stats, terms, shown = 0.0, state.extra['seg'], {}, []
       for (images, *targets), key in zip(halves, keys[2:], strict=False):
         logits, stats = segmenting.train_logits(seg, params, stats, images, key)
+        # Void, the largest number, of one label may be known from another.
+        label = functools.reduce(jnp.minimum, targets[0])
+        shown.append((logits, images, label))
         for kind, weight, prefix in zip(
           targets, (1.0, unlabelled_weight), ('', 'unlabelled_'), strict=True
         ):
@@ -149,6 +158,10 @@ def make(
             for name, value in found.items():
               terms.setdefault(prefix + name, []).append(value)
       terms = {k: sum(v) / len(v) for k, v in terms.items()}
+      shown = map(jnp.concatenate, zip(*shown, strict=True))
+      total, terms = segmenting.regularize(
+        seg, state.step, (total, terms), *shown
+      )
       return total, ((stats, terms), ())
 
     grads, (stats, terms), _ = accumulation.gradient(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxseg import optimizers
 from jaxseg.losses import gan, segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, Prediction, ema_decay
 from jaxseg.methods import accumulation, replay, segmenting
@@ -67,6 +68,7 @@ def make(
   # As published, D_S sees class ids (one channel, 0 to K-1) instead of
   # probabilities, so that L_disc^S gives G_IS no gradient.
   published_code_compat: bool = False,
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """Two generators that undo one another, and two discriminators.
 
@@ -91,7 +93,8 @@ def make(
       and remat.
     loss: see `jaxseg.losses.segmentation.Loss`.
     optimizer: see `jaxseg.optimizers.Optimizer`.
-    ema_half_life: this and all others: see the signature.
+    ema_half_life: this and the others: see the signature.
+    regularizer: of G_IS, see `jaxseg.losses.regularized.Regularizer`.
 
   Returns:
     a `Method`. Its reconstruction is G_SI(G_IS(x)); its trust the cycle error
@@ -104,6 +107,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
   # G_SI in the form of a segmenter: it too may have batch statistics.
   g_net = Net(
@@ -213,6 +217,9 @@ def make(
     if lambda_5:  # eq. 5, for G_SI
       terms['disc_i'] = judge(state.params['d_i'], fake, True, valid)
       total += lambda_5 * terms['disc_i']
+    total, terms = segmenting.regularize(
+      seg, state.step, (total, terms), logits, jnp.concatenate([x, x_u]), y
+    )
     fakes = {'image': fake, 'valid': valid}, maps_u
     stats = {'seg': seg_stats, 'g_si': g_stats}
     return total, ((terms, stats), fakes)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxseg.errors import UserError
 from jaxseg.losses import entropy, segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
 from jaxseg.methods import accumulation, segmenting, segmenting_checks
@@ -32,6 +33,7 @@ def make(
   kind: str = 'shannon',  # 'normalized' (ADVENT), 'max_square' (Chen et al.)
   weight: float = 0.1,  # lambda; of 'shannon' in nats
   ramp_up: float = 0.3,  # fraction of the steps in which it climbs
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter trained on labels and on its own certainty.
 
@@ -47,6 +49,7 @@ def make(
     kind: see `jaxseg.losses.entropy.uncertainty`.
     weight: see the signature.
     ramp_up: see the signature; 0: full weight from the start.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`.
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability.
@@ -58,6 +61,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
 
   def init(rng, previous=None):
@@ -75,7 +79,11 @@ def make(
       )
       total, terms = segmentation.supervised(logits[:n], part['label'], loss)
       terms['entropy'] = entropy.uncertainty(logits[n:], kind)
-      return total + weight * climbed * terms['entropy'], ((stats, terms), ())
+      total = total + weight * climbed * terms['entropy']
+      total, terms = segmenting.regularize(
+        seg, state.step, (total, terms), logits, images, part['label']
+      )
+      return total, ((stats, terms), ())
 
     grads, (stats, terms), _ = accumulation.gradient(
       loss_fn, state.params['seg'], batch, segmenting.step_key(state), seg.parts

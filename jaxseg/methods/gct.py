@@ -16,6 +16,7 @@ from jaxseg import method
 from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import flaws, segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, Prediction, ema_decay
 from jaxseg.methods import accumulation, segmenting, segmenting_checks
@@ -68,6 +69,7 @@ def make(
   dc_ramp_up: float = 0.1,  # fraction of the steps in which that weight grows
   fc_weight: float = 1.0,  # of the flaw correction constraint
   shift_none: bool = False,  # published: maps without flaw are below zero
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """Two segmenters 'l' and 'r' and a flaw detector 'flaw'.
 
@@ -94,7 +96,8 @@ def make(
     net: see `jaxseg.nets.segmenters.Net`; of both segmenters.
     loss: see `jaxseg.losses.segmentation.Loss`. Published: cross entropy alone.
     optimizer: see `jaxseg.optimizers.Optimizer`; of both segmenters.
-    ema_half_life: this and all others: see the signature, and `Detector`.
+    ema_half_life: this and the others: see the signature, and `Detector`.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`; of both.
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability.
@@ -106,6 +109,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
   stride = detector.stride or flaw_detector.fitting_stride(resolution)
   flaw_net = FlawDetector(detector.width, stride, net.dtype)
@@ -152,6 +156,9 @@ def make(
         )
         total += supervised
         terms |= {f'{term}_{name}': value for term, value in found.items()}
+        total, terms = segmenting.regularize(
+          seg, state.step, (total, terms), logits, images, label, f'_{name}'
+        )
         p += (jax.nn.softmax(logits),)
       variables = (params['flaw'], state.extra['flaw'])
       guided = guide(flaw_net, variables, images, p, mode, xi, shift_none)

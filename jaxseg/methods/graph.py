@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import entropy, graph, segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
 from jaxseg.methods import accumulation, segmenting, segmenting_checks
@@ -63,7 +64,8 @@ def make(
   ema_half_life: float = 500.0,  # of the averaged weights, labelled images
   image: ImageGraph = ImageGraph(),
   pixel: PixelGraph = PixelGraph(),
-  ramp_up: float = 0.3,  # fraction of the steps in which all weights climb
+  ramp_up: float = 0.3,  # fraction of the steps in which both weights climb
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter trained on labels and on agreement between neighbours.
 
@@ -78,7 +80,8 @@ def make(
     ema_half_life: see the signature; 0: off.
     image: see `ImageGraph`.
     pixel: see `PixelGraph`.
-    ramp_up: see the signature; 0: full weight from the start.
+    ramp_up: of `image` and `pixel`; 0: full weight from the start.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`.
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability.
@@ -90,6 +93,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
 
   def init(rng, previous=None):
@@ -123,7 +127,11 @@ def make(
       if pixel.weight:
         value, found = pixel_terms(logits, images, valid, n, pixel)
         extra, more = extra + value, more | found
-      return total + climbed * extra, ((stats, terms | more), ())
+      total, terms = segmenting.regularize(
+        seg, state.step, (total + climbed * extra, terms | more), logits,
+        images, label,
+      )  # fmt: skip
+      return total, ((stats, terms), ())
 
     grads, (stats, terms), _ = accumulation.gradient(
       loss_fn, state.params['seg'], batch, segmenting.step_key(state), seg.parts

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxseg.data import views
 from jaxseg.errors import UserError
 from jaxseg.losses import consistency, segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method
 from jaxseg.methods import accumulation, segmenting, segmenting_checks
@@ -47,6 +48,7 @@ def make(
   # Boxes of other unlabelled images in place of noise, on those alone.
   cutmix: bool = False,
   cutmix_confidence: float = 0.97,  # pixels below it weaken the consistency
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter, and the moving average of its weights that teaches it.
 
@@ -68,7 +70,9 @@ def make(
     net: see `jaxseg.nets.segmenters.Net`.
     loss: see `jaxseg.losses.segmentation.Loss`.
     optimizer: see `jaxseg.optimizers.Optimizer`.
-    ema_decay: this and all others: see the signature.
+    ema_decay: this and the others: see the signature.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`; it sees images
+      without noise, and boxes of others where they are shown.
 
   Returns:
     a `Method` that predicts with the teacher.
@@ -80,6 +84,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
 
   def init(rng, previous=None):
@@ -151,9 +156,17 @@ def make(
         logits[-target.shape[0] :], target, compared
       )
       terms |= {'consistency': distance, 'consistency_weight': now} | extra
-      return total + factor * distance, ((stats, terms), ())
+      total, terms = segmenting.regularize(
+        seg, state.step, (total + factor * distance, terms), logits,
+        jnp.concatenate(part['clean']), part['label'],
+      )  # fmt: skip
+      return total, ((stats, terms), ())
 
-    data = {'images': images, 'label': batch['label'], 'target': target}
+    clean = images if cutmix else (batch['image'], batch['unlabelled'])
+    data = {
+      'images': images, 'clean': clean, 'label': batch['label'],
+      'target': target,
+    }  # fmt: skip
     grads, (stats, terms), _ = accumulation.gradient(
       loss_fn, state.params['seg'], data, rngs[2], seg.parts
     )

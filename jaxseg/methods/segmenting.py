@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg import method, optimizers
+from jaxseg.losses import regularized
+from jaxseg.losses.regularized import Regularizer
+from jaxseg.losses.segmentation import VOID
 from jaxseg.method import Method, Prediction, PyTree, TrainState
 from jaxseg.nets import imagenet, segmenters
 from jaxseg.nets.layers import Features
@@ -27,6 +30,8 @@ class Segmenter(NamedTuple):
     shape: of one batch of one image, (1, R, R, C).
     settings: what the network was built from.
     parts: of a batch, see `accumulation`.
+    regularizer: the loss without labels that `regularize` adds.
+    total_steps: of which its ramp-up is a part.
   """
 
   net: nn.Module
@@ -34,6 +39,8 @@ class Segmenter(NamedTuple):
   shape: tuple[int, int, int, int]
   settings: segmenters.Net
   parts: int = 1
+  regularizer: Regularizer = Regularizer()
+  total_steps: int = 1
 
 
 def segmenter(
@@ -44,18 +51,22 @@ def segmenter(
   total_steps: int,
   net: segmenters.Net,
   optimizer: optimizers.Optimizer,
+  regularizer: Regularizer = Regularizer(),
 ) -> Segmenter:
   """Builds the network and its optimiser; the arguments are those of `make`.
 
   Raises:
     UserError: a setting outside its choices.
   """
+  regularized.check('regularizer', regularizer, (resolution, resolution))
   return Segmenter(
     segmenters.build(net, num_classes),
     optimizers.make(optimizer, total_steps),
     (1, resolution, resolution, channels),
     net,
     optimizer.accumulate,
+    regularizer,
+    total_steps,
   )
 
 
@@ -274,6 +285,46 @@ def ramp_up(step: jax.Array, length: float) -> jax.Array:
     return jnp.ones((), jnp.float32)
   t = jnp.clip(step / length, 0.0, 1.0).astype(jnp.float32)
   return jnp.exp(-5.0 * jnp.square(1.0 - t))
+
+
+def regularize(
+  seg: Segmenter,
+  step: jax.Array,
+  found: tuple[jax.Array, dict[str, jax.Array]],
+  logits: jax.Array,
+  images: jax.Array,
+  label: jax.Array,
+  suffix: str = '',
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Adds the segmenter's `regularizer` to a loss; without one it is `found`.
+
+  Args:
+    seg: the segmenter.
+    step: number of finished steps, for the ramp-up.
+    found: (scalar loss, its metrics).
+    logits: float32 [N, H, W, K] of the images.
+    images: [N, H, W, C] in [-1, 1], as they were shown, so that their edges
+      are those that the logits should follow.
+    label: int32 [n, H, W] of the first n images; the others have none. Void
+      pixels are unlabelled.
+    suffix: of the metrics' names.
+
+  Returns:
+    (loss, metrics); its own are 'regularizer_' and the name of a term, before
+    its weight.
+  """
+  settings = seg.regularizer
+  if not regularized.is_on(settings):
+    return found
+  loss, terms = found
+  others = jnp.ones((len(logits) - len(label), *label.shape[1:]), bool)
+  value, more = regularized.regularize(
+    logits, images, settings,
+    unlabelled=jnp.concatenate([label == VOID, others]),
+  )  # fmt: skip
+  climbed = ramp_up(step, settings.ramp_up * seg.total_steps)
+  own = {f'regularizer_{name}{suffix}': x for name, x in more.items()}
+  return loss + climbed * value, terms | own
 
 
 def predict(

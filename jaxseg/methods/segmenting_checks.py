@@ -7,13 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg import optimizers, writers
-from jaxseg.data import fit
+from jaxseg.data import fit, weak
 from jaxseg.errors import UserError
+from jaxseg.losses import regularized
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.methods import accumulation
 from jaxseg.nets import imagenet, segmenters
 
 
-def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
+def check(
+  where: str,
+  fields: Any,
+  data: Any,
+  strong_views: int = 0,
+  tags: bool = False,
+) -> None:
   """Refuses a stage that could not train, before anything is read.
 
   Args:
@@ -22,15 +30,12 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
     data: config.data.
     strong_views: how many strong views of unlabelled images the method needs;
       0: it learns from no unlabelled images, or from the weak view alone.
+    tags: whether it learns from the tags of images, and not from pixels.
 
   Raises:
     UserError: names the field, what it is and what it must be.
   """
-  if data.weak.kind == 'tags':
-    raise UserError(
-      f"config.data.weak.kind is 'tags', but {where} ({fields.method}) learns "
-      'from labelled pixels, of which tags have none; take another kind.'
-    )
+  _check_labels(where, fields, data, tags)
   net = segmenters.Net(**fields.args.net)
   segmenters.build(net, 2, f'{where}.args.net')
   for name in segmenters.unread(net):
@@ -63,12 +68,31 @@ def check(where: str, fields: Any, data: Any, strong_views: int = 0) -> None:
   )
   accumulation.check(where, fields)
   _check_statistics(where, fields, data, net)
-  _check_class_weights(where, fields.args.loss.class_weights)
+  if 'loss' in fields.args:
+    _check_class_weights(where, fields.args.loss.class_weights)
+  if 'regularizer' in fields.args:
+    settings = Regularizer(**fields.args.regularizer)
+    regularized.check(f'{where}.args.regularizer', settings, fit.size(data))
   if data.strong.views < strong_views:
     raise UserError(
       f'config.data.strong.views is {data.strong.views}, but '
       f'{where} ({fields.method}) compares {strong_views} strong views of each '
       f'unlabelled image; set it to {strong_views}.'
+    )
+
+
+def _check_labels(where, fields, data, tags):
+  """Refuses labels of another kind than the method learns from."""
+  if tags and not weak.gives_tags(data.weak):
+    raise UserError(
+      f'config.data.weak.kind is {data.weak.kind!r}, but {where} '
+      f'({fields.method}) learns from tags, the classes that images show; set '
+      '--config.data.weak.kind=tags.'
+    )
+  if data.weak.kind == 'tags' and not tags:
+    raise UserError(
+      f"config.data.weak.kind is 'tags', but {where} ({fields.method}) learns "
+      'from labelled pixels, of which tags have none; take another kind.'
     )
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxseg.data import views
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import VOID, Loss
 from jaxseg.method import Method, ema_decay
 from jaxseg.methods import (
@@ -58,6 +59,7 @@ def make(
   alpha: float = 3.0,  # weight of the loss on the network's own labels
   alpha_start: float = 0.1,  # fraction of the steps until which it is 0, T1
   alpha_end: float = 0.6,  # and from which it is `alpha`, T2
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter trained on labels and on predicted labels.
 
@@ -78,6 +80,8 @@ def make(
     alpha: alpha_f of equation 16.
     alpha_start: T1 / total_steps.
     alpha_end: T2 / total_steps.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`; of the images as
+      the student sees them.
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability.
@@ -90,6 +94,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
 
   def init(rng, previous=None):
@@ -136,16 +141,20 @@ def make(
 
     def loss_fn(params, part, key):
       n, labels = part['image'].shape[0], part['target']
+      images = jnp.concatenate([part['image'], part['seen']])
       logits, stats = segmenting.train_logits(
-        seg, params, state.extra['seg'],
-        jnp.concatenate([part['image'], part['seen']]), key, split=(n,),
-      )  # fmt: skip
+        seg, params, state.extra['seg'], images, key, split=(n,)
+      )
       total, terms = segmentation.supervised(logits[:n], part['label'], loss)
       if labels is None:
         labels = pseudo_label(logits[n:], threshold)
       pseudo, _ = segmentation.supervised(logits[n:], labels, loss)
       terms |= {'pseudo': pseudo, 'kept': (labels != VOID).mean()}
-      return total + factor * pseudo, ((stats, terms), ())
+      total, terms = segmenting.regularize(
+        seg, state.step, (total + factor * pseudo, terms), logits, images,
+        part['label'],
+      )  # fmt: skip
+      return total, ((stats, terms), ())
 
     data = {name: batch[name] for name in ('image', 'label')}
     grads, (stats, terms), _ = accumulation.gradient(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxseg.data import views as strong_views
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.losses.segmentation import Loss
 from jaxseg.method import Method, ema_decay
 from jaxseg.methods import accumulation, segmenting, segmenting_checks
@@ -37,6 +38,7 @@ def make(
   unlabelled_weight: float = 1.0,
   feature_weight: float = 0.5,  # part of perturbed features; views: the rest
   feature_dropout: float = 0.5,  # rate at which whole channels are dropped
+  regularizer: Regularizer = Regularizer(),  # terms without labels
 ) -> Method:
   """A segmenter that learns its confident predictions on harder inputs.
 
@@ -64,7 +66,9 @@ def make(
     net: see `jaxseg.nets.segmenters.Net`.
     loss: see `jaxseg.losses.segmentation.Loss`.
     optimizer: see `jaxseg.optimizers.Optimizer`.
-    ema_half_life: this and all others: see the signature.
+    ema_half_life: this and the others: see the signature.
+    regularizer: see `jaxseg.losses.regularized.Regularizer`; of labelled and
+      weak images, beside the halved sum.
 
   Returns:
     a `Method` whose metrics are the terms, each before its weight, and
@@ -77,6 +81,7 @@ def make(
   seg = segmenting.segmenter(
     num_classes=num_classes, resolution=resolution, channels=channels,
     total_steps=total_steps, net=net, optimizer=optimizer,
+    regularizer=regularizer,
   )  # fmt: skip
 
   def init(rng, previous=None):
@@ -131,6 +136,10 @@ def make(
         unlabelled += feature_weight * terms['feature']
       terms['mask_ratio'] = sure.mean()
       total = (total + unlabelled_weight * unlabelled) / 2
+      total, terms = segmenting.regularize(
+        seg, state.step, (total, terms), jnp.concatenate([labelled, weak]),
+        jnp.concatenate([part['image'], part['unlabelled']]), part['label'],
+      )  # fmt: skip
       return total, ((stats, terms), ())
 
     grads, (stats, terms), _ = accumulation.gradient(
