@@ -12,6 +12,7 @@ from quick import quick_jit
 
 from jaxseg import parallel
 from jaxseg.errors import UserError
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.methods import (
   METHODS,
   semantic_gan,
@@ -55,6 +56,16 @@ TINY = {
   'self_training-own': dict(net=BATCH_NORM),
   'entropy': dict(net=BATCH_NORM),
   'graph': dict(net=BATCH_NORM),
+  'weak': dict(
+    net=BATCH_NORM,
+    regularizer=Regularizer(
+      crf=0.1, ncut=0.1, clustering=0.1, potts=0.1, entropy=0.1, shrink=2,
+      filter='exact',
+    ),
+  ),
+  'weak-boxes': dict(
+    net=NET, supervision='boxes', regularizer=Regularizer(potts=0.1)
+  ),
   'unimatch': dict(net=BATCH_NORM),
   'bcp-pretrain': dict(net=BATCH_NORM, pretrain=True),
   'bcp': dict(net=BATCH_NORM),
