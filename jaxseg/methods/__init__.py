@@ -3,12 +3,14 @@
 from jaxseg.methods import (
   adv_ssl,
   bcp,
+  cam,
   cyclegan,
   entropy,
   gct,
   graph,
   label_branch,
   mean_teacher,
+  sec,
   self_training,
   semantic_gan,
   semantic_gan_encoder,
@@ -30,6 +32,8 @@ METHODS = {
   'graph': graph,
   'unimatch': unimatch,
   'weak': weak,
+  'cam': cam,
+  'sec': sec,
   'bcp': bcp,
   'cyclegan': cyclegan,
 }

@@ -6,6 +6,12 @@ import jax.numpy as jnp
 from jaxseg.errors import UserError
 from jaxseg.method import PyTree, TrainState
 
+# What an earlier stage may have trained: its name, and a method that does.
+NETWORKS = {
+  'seg': ('segmenter', 'supervised'),
+  'cam': ('classifier of tags', 'cam'),
+}
+
 
 def copied(tree: PyTree) -> PyTree:
   """The same in buffers of its own: the loop gives away those of its state."""
@@ -30,18 +36,21 @@ def transfer(fresh: PyTree, previous: PyTree) -> PyTree:
   return {k: transfer(v, previous.get(k)) for k, v in fresh.items()}
 
 
-def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
+def weights_of(
+  previous: TrainState, like: PyTree, method_name: str, network: str = 'seg'
+) -> PyTree:
   """The averaged weights of an earlier stage, {'params', 'batch_stats'}.
 
   Args:
     previous: its final state.
     like: weights of the shapes that are needed.
     method_name: of the stage that needs them, for messages.
+    network: see `averaged_of`.
 
   Raises:
-    UserError: that stage trained no segmenter, or one of other shapes.
+    UserError: that stage trained no such network, or one of other shapes.
   """
-  averaged = averaged_of(previous, method_name)
+  averaged = averaged_of(previous, method_name, network)
   found, wanted = _shapes(averaged), _shapes(like)
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
@@ -49,20 +58,23 @@ def weights_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
         f'init_from of a {method_name} stage names one with another network: '
         f'{name} is {found.get(name, "missing")} there and '
         f'{wanted.get(name, "missing")} here; give both stages the same '
-        'args.net.'
+        f'args.net{" and args.head" * (network == "cam")}.'
       )
   return averaged
 
 
-def averaged_of(previous: TrainState, method_name: str) -> PyTree:
-  """As `weights_of`, of whatever shapes."""
-  if 'seg' not in previous.ema:
+def averaged_of(
+  previous: TrainState, method_name: str, network: str = 'seg'
+) -> PyTree:
+  """As `weights_of`, of whatever shapes; `network` is one of NETWORKS."""
+  if network not in previous.ema:
+    what, such_as = NETWORKS[network]
     raise UserError(
-      f'init_from of a {method_name} stage names one that trained no segmenter '
+      f'init_from of a {method_name} stage names one that trained no {what} '
       f'(its networks: {", ".join(sorted(previous.params))}), '
-      "expected one such as 'supervised'."
+      f'expected one such as {such_as!r}.'
     )
-  return previous.ema['seg']
+  return previous.ema[network]
 
 
 def parts_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
