@@ -120,7 +120,7 @@ def labelled(
   if not able:
     raise UserError(
       f'{source.name} has no labelled image to train on, expected at least '
-      f'one; {_why_no_labels(source.problems)}'
+      f'one; {_why_no_labels(source)}'
     )
   groups = list(grouped(source, able).values())
   there = len(groups) if by_group else len(able)
@@ -159,11 +159,18 @@ def _in_fair_order(source, ids, seed, n):
   return [id_ for (id_,) in ordered]
 
 
-def _why_no_labels(found):
+def _why_no_labels(source):
   """Names the first problem of label files, else says where they belong."""
   reasons = [
-    p for p in found if p.severity == 'refuse' or p.kind == 'no_labels'
+    p
+    for p in source.problems
+    if p.severity == 'refuse' or p.kind == 'no_labels'
   ]
+  if not reasons and source.drawn is not None:
+    return (
+      'of the images that train, annotate some where config.data.weak.drawn '
+      'says'
+    )
   if not reasons:
     return 'put masks named as the images into labels/'
   more = len(reasons) - 1

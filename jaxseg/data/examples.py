@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import fit, weak
+from jaxseg.data import fit, grabcut, weak
 from jaxseg.data.formats import images
 from jaxseg.data.source import Source
 from jaxseg.errors import UserError
@@ -17,9 +17,14 @@ class Examples:
 
   Arrays are kept in `source.cache` when `config.data.cache` says so, whoever
   asks first; they are shared and read-only.
+
+  Args:
+    source: the data set.
+    data_config: `config.data`.
+    full: whether full labels train, whatever `weak.kind` says.
   """
 
-  def __init__(self, source: Source, data_config: Any):
+  def __init__(self, source: Source, data_config: Any, full: bool = False):
     if data_config.fit not in fit.POLICIES:
       raise UserError(
         f'config.data.fit is {data_config.fit!r}, expected one of '
@@ -29,6 +34,7 @@ class Examples:
     self._size = fit.size(data_config)
     self._fit = data_config.fit
     self._weak = data_config.weak
+    self._kind = '' if full else data_config.weak.kind
     self._cache = source.cache if data_config.cache else None
     # What the arrays depend on: one source may serve several configs.
     self._made_by = {'image': (self._size, self._fit)}
@@ -45,18 +51,19 @@ class Examples:
     return self._get('label', id_)
 
   def training_label(self, id_: str) -> np.ndarray:
-    """Returns uint8 [H, W]: the label, or what `config.data.weak` leaves."""
-    kind = self._weak.kind
-    if not kind:
+    """Returns uint8 [H, W]: the label, the drawn one, or what `weak` leaves."""
+    if not self._kind:
       return self.label(id_)
-    if kind == 'tags':
+    if self._kind == 'tags':
       return np.full(self._size, images.VOID, np.uint8)
     return self._get('weak', id_)
 
   def tags(self, id_: str) -> np.ndarray | None:
     """Returns float32 [K], 1 for the classes of the image, 'tags' only."""
-    if self._weak.kind != 'tags':
+    if not weak.gives_tags(self._weak):
       return None
+    if self._source.drawn is not None and self._kind:
+      return self._source.drawn.tags[id_]
     return weak.tags(self.label(id_), self.num_classes)
 
   def original_label(self, id_: str) -> np.ndarray:
@@ -100,11 +107,37 @@ class Examples:
 
   def _weaken(self, id_):
     w = self._weak
+    if self._source.drawn is not None:
+      return self._drawn(id_)
+    if w.refine:
+      label = self.label(id_)
+      refined = self._refine(id_, weak.boxes(label, self.num_classes))
+      refined[label == images.VOID] = images.VOID
+      return refined
     return weak.weaken(
       self.label(id_), w.kind, num_classes=self.num_classes,
       density=w.density, width=w.width,
       seed=zlib.crc32(f'{w.seed}/{id_}'.encode()),
     )  # fmt: skip
+
+  def _drawn(self, id_):
+    """Returns what people drew, at the size that the networks see."""
+    drawn = self._source.drawn
+    if drawn.label is not None:
+      resize = fit.label if drawn.kind == 'polygons' else fit.strokes
+      return resize(drawn.label(id_), self._size, self._fit)
+    shape = self._source.image(id_).shape[:2]
+    boxes = fit.boxes(drawn.boxes(id_), shape, self._size, self._fit)
+    if self._weak.refine:
+      label = self._refine(id_, boxes)
+    else:
+      label = weak.draw_boxes(boxes, self._size, self._weak.width)
+    outside = fit.label(np.zeros(shape, np.uint8), self._size, self._fit)
+    label[outside == images.VOID] = images.VOID
+    return label
+
+  def _refine(self, id_, boxes):
+    return grabcut.refine(self.image(id_), boxes, self._weak.width)
 
 
 def num_threads() -> int:

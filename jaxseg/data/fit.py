@@ -5,11 +5,14 @@ The networks see one rectangle, for most experiments a square. Sizes are
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from jaxseg.data.formats import images
+from jaxseg.data.source import Box
 from jaxseg.errors import UserError
 
 POLICIES = ('', 'crop', 'pad', 'squeeze')
@@ -107,6 +110,70 @@ def label(array: np.ndarray, target: Size, policy: str) -> np.ndarray:
   """Returns uint8 [*target] of uint8 [H, W]; padding is void."""
   part = _cut(array, region(array.shape, target, policy), images.VOID)
   return images.resize_label(part, target)
+
+
+def strokes(array: np.ndarray, target: Size, policy: str) -> np.ndarray:
+  """Brings scribbles or clicks to the rectangle of the networks.
+
+  Where that makes them smaller, no thin stroke is lost: a pixel has the class
+  that most of the annotated pixels have which it covers.
+
+  Args:
+    array: uint8 [H, W], 255 where nothing was drawn.
+    target: see `region`.
+    policy: see `region`.
+
+  Returns:
+    uint8 [*target].
+  """
+  height, width = (target, target) if isinstance(target, int) else target
+  part = _cut(array, region(array.shape, target, policy), images.VOID)
+  if part.shape[0] <= height and part.shape[1] <= width:
+    return images.resize_label(part, (height, width))
+  label = np.full((height, width), images.VOID, np.uint8)
+  most = np.zeros((height, width), np.float32)
+  for class_id in np.unique(part[part != images.VOID]):
+    share = cv2.resize(
+      (part == class_id).astype(np.float32), (width, height),
+      interpolation=cv2.INTER_AREA,
+    )  # fmt: skip
+    label[share > most] = class_id
+    most = np.maximum(most, share)
+  return label
+
+
+def boxes(
+  found: Sequence[Box], shape: tuple[int, int], target: Size, policy: str
+) -> list[Box]:
+  """Brings boxes to the rectangle of the networks.
+
+  Args:
+    found: in the pixels of an image.
+    shape: (H, W) of the image.
+    target: see `region`.
+    policy: see `region`.
+
+  Returns:
+    Those that the networks see, each of a pixel or more.
+  """
+  height, width = (target, target) if isinstance(target, int) else target
+  r = region(shape, target, policy)
+  moved = []
+  for class_id, top, left, bottom, right in found:
+    top, bottom = _moved(top, bottom, r.top, height / r.height, height)
+    left, right = _moved(left, right, r.left, width / r.width, width)
+    if top < bottom and left < right:
+      moved.append((class_id, top, left, bottom, right))
+  return moved
+
+
+def _moved(first, last, start, scale, length):
+  """Scales an interval, cut to [0, length); empty only where it is outside."""
+  first, last = (first - start) * scale, (last - start) * scale
+  if last <= 0 or first >= length:
+    return 0, 0
+  low = min(max(round(first), 0), length - 1)
+  return low, min(max(round(last), low + 1), length)
 
 
 def seen(array: np.ndarray, target: Size, policy: str) -> np.ndarray:

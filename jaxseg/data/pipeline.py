@@ -1,5 +1,6 @@
 """From ids to batches: training streams, evaluation batches."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxseg.data import streams
+from jaxseg.data import streams, synthetic
 from jaxseg.data.examples import Examples, num_threads
 from jaxseg.data.formats import images
 from jaxseg.data.inspection.checks import check as check
@@ -43,7 +44,8 @@ def train_batches(
 
   The batch of step k is a pure function of the arguments and k. Both streams
   reshuffle each time they have gone through their images. All processes
-  together see the same batches whatever their number.
+  together see the same batches whatever their number. Of the labelled images
+  `config.data.synthetic.part` are those of its folder, with full labels.
 
   Args:
     source: the data set.
@@ -77,21 +79,30 @@ def train_batches(
   workers = config.data.workers
   if workers:  # each fills a cache of its own, rather than be sent this one
     source = source._replace(cache={})
-  examples = Examples(source, config.data)
+  examples = Examples(source._replace(synthetic=None), config.data)
+  labelled = streams.labelled
+  if source.synthetic is not None and batch_size:
+    generated = _generated(source, config.data)
+    labelled = functools.partial(labelled, generated=generated)
   parts = []
-  for make, ids, size in (
-    (streams.labelled, splits.labelled, batch_size),
-    (streams.unlabelled, splits.unlabelled, unlabelled_batch_size),
+  for make, what, ids, size in (
+    (labelled, 'labelled', splits.labelled, batch_size),
+    (
+      streams.unlabelled,
+      'unlabelled',
+      splits.unlabelled,
+      unlabelled_batch_size,
+    ),
   ):
     if size:
       if not ids:
         raise UserError(
-          f'{source.name} has no {make.__name__} images to train on, expected '
+          f'{source.name} has no {what} images to train on, expected '
           'at least one; change --config.data or set the batch size of that '
           'stream to 0'
         )
       # Two streams of one seed would draw the same augmentations.
-      stream_seed = 2 * seed + (make is streams.labelled)
+      stream_seed = 2 * seed + (what == 'labelled')
       ds = make(examples, ids, config.data, stream_seed, MAX_STEPS * size)
       # Shared out last, so that order and augmentation do not depend on the
       # number of processes.
@@ -106,6 +117,18 @@ def train_batches(
   # With all in memory, a second thread only waits for Python's lock.
   threads = 1 if config.data.cache else num_threads()
   return TrainBatches(parts, start_step, threads, workers)
+
+
+def _generated(source, data_config):
+  """Returns the synthetic images of the labelled stream."""
+  made = source.synthetic()
+  if data_config.workers:
+    made = made._replace(cache={})
+  return streams.Generated(
+    Examples(made, data_config, full=True),
+    synthetic.ids(made),
+    data_config.synthetic.part,
+  )
 
 
 class _Share(grain.MapDataset):

@@ -53,6 +53,7 @@ class Source(NamedTuple):
       known without decoding it; else None.
     problems: what was found wrong when the set was opened.
     licence: of the data, in words.
+    label_path: id -> the label's file, for messages; None: `path` tells.
     drawn: what labels the images that train; None: `label` does.
     synthetic: opens the generated images that train beside these; None: none
       do.
@@ -74,6 +75,7 @@ class Source(NamedTuple):
   classes_in: Callable[[str], np.ndarray] | None = None
   problems: tuple[Problem, ...] = ()
   licence: str = ''
+  label_path: Callable[[str], str] | None = None
   drawn: Drawn | None = None
   synthetic: Callable[[], 'Source'] | None = None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import prepared, quickstart
+from jaxseg.data import prepared, quickstart, synthetic
 from jaxseg.data.builders import BUILDERS
 from jaxseg.data.folders import folder
 from jaxseg.data.formats import images, intensity
@@ -32,9 +32,17 @@ def load(data_config: Any) -> Source:
       f'config.data.channels is {data_config.channels}, expected 1 (grey) or '
       '3 (RGB); change --config.data.channels'
     )
+  drawn = data_config.weak.drawn
+  if drawn and not data_config.source.startswith('folder:'):
+    raise UserError(
+      f'config.data.weak.drawn is {drawn!r}, but config.data.source is '
+      f'{data_config.source!r}, expected folder:PATH with the annotations in '
+      'it; remove --config.data.weak.drawn'
+    )
   source = _open(
-    data_config.source, 'config.data.source', data_config, data_config.group_by
-  )
+    data_config.source, 'config.data.source', data_config,
+    data_config.group_by, data_config.weak,
+  )  # fmt: skip
   maps = _named(data_config.ood_classes, ':', 'ood_classes')
   sets = _named(data_config.ood_sources, '=', 'ood_sources')
   unknown = sorted(set(maps) - set(sets))
@@ -46,11 +54,11 @@ def load(data_config: Any) -> Source:
   for name, spec in sets.items():
     other = _open(spec, 'config.data.ood_sources', data_config)
     source = _join(source, name, other, maps.get(name, ''))
-  return source
+  return source._replace(synthetic=synthetic.opener(source, data_config))
 
 
-def _open(spec, field, data_config, group_by=''):
-  """Opens one set; groups of sets that are only scored say nothing."""
+def _open(spec, field, data_config, group_by='', weak=None):
+  """Opens one set; groups and annotations of those that are scored are none."""
   channels = data_config.channels
   values = intensity.from_config(data_config.intensity)
   kind, _, path = spec.partition(':')
@@ -62,7 +70,7 @@ def _open(spec, field, data_config, group_by=''):
     return folder.load(
       pathlib.Path(path).expanduser(), channels,
       intensity=values, volume=data_config.volume,
-      group_by=group_by,
+      group_by=group_by, weak=weak,
     )  # fmt: skip
   if kind in BUILDERS:
     return prepared.open_prepared(

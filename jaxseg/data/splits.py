@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseg.data import drawing
+from jaxseg.data import annotated, drawing
 from jaxseg.data.formats import images
 from jaxseg.data.source import Source
 from jaxseg.errors import UserError
@@ -45,7 +45,8 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   out. Labelled images are drawn group by group in one order that depends
   on the seed alone, so that the first 30 of 150 are the 30; the order keeps
   every class as frequent as in the whole and starts with each class once, and
-  so does that within a group of which only a part is needed. An
+  so does that within a group of which only a part is needed. Where people
+  drew weak labels, the images that have one are the labelled ones. An
   official budget of exactly `num_labelled` images (or groups, as
   `labelled_by` says), or of what `labelled_fraction` comes to, is preferred.
 
@@ -68,7 +69,9 @@ def make_splits(source: Source, data_config: Any, seed: int) -> Splits:
   pool, scored = _take_scored(source, data_config, budget, seed)
   splits |= scored
   drawn = set(drawing.grouped(source, [i for v in scored.values() for i in v]))
-  labelled = drawing.labelled(source, pool, data_config, n, budget, seed)
+  labelled = drawing.labelled(
+    annotated.view(source), pool, data_config, n, budget, seed
+  )
   extra = [s for s in splits if s in ('unlabelled', 'unlabeled')]
   extra += [s for s in data_config.unlabelled if s not in extra]
   unlabelled = list(pool) + [id_ for s in extra for id_ in splits[s]]
@@ -98,7 +101,7 @@ def _asked_for(source, data_config, seed):
 
   def fraction_of_pool(budget):
     pool, _ = _take_scored(source, data_config, budget, seed)
-    return drawing.number_labelled(source, pool, data_config)
+    return drawing.number_labelled(annotated.view(source), pool, data_config)
 
   n = fraction_of_pool(())
   budget = drawing.budget(source, data_config, n)
@@ -198,7 +201,8 @@ def refuse_other(path: str | os.PathLike, splits: Splits) -> None:
       )
   if before.content and before.content != splits.content:
     raise UserError(
-      f'{path}: the pixels of some images or labels are others than when this '
+      f'{path}: the pixels of some images or labels, drawn and synthetic ones '
+      'too, are others than when this '
       'workdir began, expected the same; put the files back or train into a '
       'new workdir'
     )

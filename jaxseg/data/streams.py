@@ -3,12 +3,12 @@
 import functools
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from jaxseg.data import transforms, views
+from jaxseg.data import synthetic, transforms, views
 from jaxseg.data.examples import Examples
 
 # Of config.data.augment; the unlabelled images are moved but not recoloured:
@@ -19,23 +19,49 @@ COLOUR_FIELDS = (*transforms.COLOUR, 'copy_paste')
 Element = dict[str, np.ndarray]
 
 
+class Generated(NamedTuple):
+  """Synthetic images of a labelled stream.
+
+  Attributes:
+    examples: with full labels.
+    ids: of them.
+    part: of the elements that are synthetic, in [0, 1].
+  """
+
+  examples: Examples
+  ids: Sequence[str]
+  part: float
+
+
 def labelled(
   examples: Examples,
   ids: Sequence[str],
   data_config: Any,
   seed: int,
   length: int,
+  generated: Generated | None = None,
 ) -> grain.MapDataset:
   """Elements {'image': uint8 or float32 [H, W, C], 'label': uint8 [H, W]}.
 
   With `weak.kind` 'tags' the label is void and 'tags' float32 [K] tells the
-  classes of the image. The label is that of `Examples.training_label`.
+  classes of the image. The label is that of `Examples.training_label`. Where
+  images are generated, some elements are of them, see `synthetic.mixed`; both
+  kinds come epoch after epoch.
   """
   augment = _fields(data_config.augment)
-  read_id = _reader(ids, seed)
+  real = examples, ids, _reader(ids, seed)
+  if generated is not None:
+    made = *generated[:2], _reader(generated.ids, seed)
 
-  def read(position):
-    id_ = read_id(position)
+  def pool(position):
+    """Returns (examples, ids, the position's id)."""
+    if generated is None:
+      return *real[:2], real[2](position)
+    is_made, index = synthetic.mixed(position, seed, generated.part)
+    chosen = made if is_made else real
+    return *chosen[:2], chosen[2](index)
+
+  def read(examples, id_):
     return examples.image(id_), examples.training_label(id_), examples.tags(id_)
 
   def element(image, label, tags):
@@ -43,7 +69,8 @@ def labelled(
     return found if tags is None else found | {'tags': tags}
 
   def augmented(position, rng):
-    image, label, tags = read(position)
+    examples, ids, id_ = pool(position)
+    image, label, tags = read(examples, id_)
     if augment.copy_paste and rng.uniform() < augment.copy_paste:
       other = ids[rng.integers(len(ids))]
       image, label = transforms.copy_paste(
@@ -55,7 +82,12 @@ def labelled(
 
   ds = grain.MapDataset.range(length).seed(seed)
   if transforms.is_identity(augment):
-    return ds.map(lambda position: element(*read(position)))
+
+    def plain(position):
+      examples, _, id_ = pool(position)
+      return element(*read(examples, id_))
+
+    return ds.map(plain)
   return ds.random_map(augmented)
 
 

@@ -36,11 +36,11 @@ def check(synthetic_config: Any) -> None:
 
 
 def opener(source: Source, data_config: Any) -> Callable[[], Source] | None:
-  """Returns what opens `config.data.synthetic.folder`, once; None: there is none.
+  """Returns what opens `config.data.synthetic.folder`, once; None: none is.
 
   Scoring needs no synthetic images, so that a run is scored without them too.
-  What is returned raises UserError: no such folder, other classes than those of
-  `source`, no labelled image.
+  What is returned raises UserError: no such folder, other classes than those
+  of `source`, no labelled image.
   """
   if not data_config.synthetic.folder or not data_config.synthetic.part:
     return None

@@ -1,6 +1,5 @@
 """Readers of weak labels that people drew: scribbles, boxes, tags."""
 
-import csv
 import json
 import math
 import os
@@ -9,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxseg.data.annotations import parsing, strokes
+from jaxseg.data.annotations import parsing, strokes, tables
 from jaxseg.data.weak import Box
 from jaxseg.errors import DataError
 
@@ -162,9 +161,8 @@ def read_tags(
   """Reads which classes each image shows.
 
   Args:
-    path: a JSON object {'image': ['class', ...], ...}, or a CSV file without
-      header whose lines are image, class, class, ...; classes are names or
-      ids.
+    path: a JSON object {'image': ['class', ...], ...}, or a CSV file; see
+      `tables.tag_lines`. Classes are names or ids.
     class_names: names in the order of their ids.
 
   Returns:
@@ -177,7 +175,7 @@ def read_tags(
   if str(path).lower().endswith('.json'):
     entries = _json_tags(path, text)
   else:
-    entries = _csv_tags(path, text)
+    entries = tables.tag_lines(path, text, class_names)
   found: dict[str, np.ndarray] = {}
   for image, classes in entries:
     if image in found:
@@ -190,25 +188,6 @@ def read_tags(
     for name in classes:
       found[image][parsing.class_id(path, name, class_names)] = 1
   return found
-
-
-def _csv_tags(path, text):
-  try:
-    lines = [
-      [cell.strip() for cell in cells]
-      for cells in csv.reader(text.splitlines())
-    ]
-  except csv.Error as error:
-    raise DataError(
-      f'{path}: the file is not readable CSV ({error}), expected lines of '
-      'image, class, class, ...; correct it',
-      kind='bad_csv',
-    ) from error
-  return [
-    (cells[0], [cell for cell in cells[1:] if cell])
-    for cells in lines
-    if any(cells)
-  ]
 
 
 def _json_tags(path, text):

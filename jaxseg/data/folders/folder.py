@@ -1,17 +1,18 @@
 """A user's own folder of images, labels and volumes as a data set."""
 
+import functools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg.data.folders import layout, listing, slices
+from jaxseg.data.folders import drawn, layout, listing, slices
 from jaxseg.data.folders.class_list import ClassList, read_classes
 from jaxseg.data.folders.split_lists import read_splits
 from jaxseg.data.formats import images
@@ -33,6 +34,7 @@ def load(
   intensity: Intensity = Intensity(),  # noqa: B008  immutable
   volume: Any = None,
   group_by: str = '',
+  weak: Any = None,
 ) -> Source:
   """Opens a folder; images are read when asked for.
 
@@ -48,6 +50,8 @@ def load(
     intensity: how stored values become 0..255.
     volume: `config.data.volume`; None: every axial slice.
     group_by: see `config.data.group_by`; groups in splits.json come first.
+    weak: `config.data.weak`; what it names as drawn labels the images that
+      train, see `drawn`. None: `labels/` does.
 
   Raises:
     UserError: a wrong option.
@@ -65,6 +69,7 @@ def load(
   paths = {id_: str(p) for id_, p in found.files.items()} | cut.paths
   read_label = _label_reader(label_files.files, cut.labels, classes)
   has_label = (cut.labels.keys() | label_files.files.keys()).__contains__
+  marks = drawn.scan(root, weak, found.volumes, classes, options)
   problems = [*found.problems, *label_files.problems, *cut.problems]
   problems += listing.orphans(
     label_files.files, found.files.keys(), found.volumes
@@ -76,18 +81,23 @@ def load(
   problems += layout.masks_among(
     root / 'images' if (root / 'images').is_dir() else root, found.files.keys()
   )
-  names = classes.names or _infer_names(
-    read_label, [id_ for id_ in paths if has_label(id_)], root, problems
-  )
-  lists = read_splits(
-    root, tuple(paths), has_label, cut.volumes,
-    _groups(paths, cut.groups, group_by, problems),
-  )  # fmt: skip
+  to_infer = [functools.partial(read_label, i) for i in paths if has_label(i)]
+  to_infer += marks.labels.values() if marks else []
+  names = classes.names or _infer_names(to_infer, root, problems)
 
   def read_image(id_):
     if id_ in cut.images:
       return cut.images[id_]()
     return images.read_image(found.files[id_], channels, intensity)
+
+  annotated = drawn.open_drawn(marks, paths, names, read_image, problems)
+  labelled = lambda id_: (
+    has_label(id_) or (annotated is not None and id_ in annotated.paths)
+  )
+  lists = read_splits(
+    root, tuple(paths), labelled, cut.volumes,
+    _groups(paths, cut.groups, group_by, problems),
+  )  # fmt: skip
 
   return Source(
     name=classes.name or root.resolve().name,
@@ -104,6 +114,7 @@ def load(
     cache={},
     problems=tuple(problems + lists.problems),
     licence=classes.licence,
+    drawn=annotated,
   )
 
 
@@ -173,8 +184,7 @@ def _label_reader(paths, of_slices, classes):
 
 
 def _infer_names(
-  read_label: Callable[[str], np.ndarray | None],
-  ids: list[str],
+  readers: Sequence[Callable[[], np.ndarray]],
   root: pathlib.Path,
   problems: list[Problem],
 ) -> tuple[str, ...]:
@@ -182,17 +192,17 @@ def _infer_names(
 
   Grey levels that stand for classes, such as 0, 128 and 255, become a problem.
   """
-  ids = ids[:: max(1, -(-len(ids) // MAX_INFERENCE_LABELS))]
+  readers = readers[:: max(1, -(-len(readers) // MAX_INFERENCE_LABELS))]
 
-  def held(id_):
+  def held(read):
     try:
-      label = read_label(id_)
+      label = read()
     except UserError:  # told when the file is checked
       return np.zeros(256, bool)
     return np.bincount(label.ravel(), minlength=256) > 0
 
   with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    found = np.any([np.zeros(256, bool), *pool.map(held, ids)], axis=0)
+    found = np.any([np.zeros(256, bool), *pool.map(held, readers)], axis=0)
   present = np.flatnonzero(found[: images.VOID]).tolist()
   k = max([1, *present]) + 1
   if k - len(present) > max(MOST_ABSENT, len(present)):

@@ -5,16 +5,20 @@ import itertools
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
-from jaxseg.data import fit, problems
+from jaxseg.data import annotated, fit, problems
 from jaxseg.data import splits as data_splits
-from jaxseg.data.examples import Examples, num_threads
-from jaxseg.data.inspection import leaks, set_checks
-from jaxseg.data.inspection.examine import Seen, examine
+from jaxseg.data.examples import Examples
+from jaxseg.data.inspection import (
+  drawn_checks,
+  leaks,
+  set_checks,
+  synthetic_checks,
+)
+from jaxseg.data.inspection.examine import Seen
+from jaxseg.data.inspection.look import Role, look_through
 from jaxseg.data.inspection.set_checks import Statistics as Statistics
 from jaxseg.data.problems import Problem
 from jaxseg.data.source import Source
@@ -39,7 +43,9 @@ def check(
   nearly all empty; images of another aspect while `config.data.fit` is '';
   an image that trains and, with the same pixels, is scored. Unlabelled images
   that cannot be read are left out, up to `config.data.max_bad_fraction` of
-  them. All else is mentioned on stderr. What was read stays in the cache.
+  them. All else is mentioned on stderr. What was read stays in the cache. The
+  labels of labelled images are the drawn ones where people drew any; synthetic
+  images are read as labelled ones.
 
   Args:
     source: the data set.
@@ -56,27 +62,29 @@ def check(
     DataError: names the first few mistakes and counts the others.
   """
   _check_config(source, splits, data_config)
+  made, found = synthetic_checks.look_at(source, data_config)
   scored = _joined([splits.val, splits.test, *splits.ood.values()])
   labelled = set(splits.labelled)
   strict = labelled.union(scored)
-  used = _joined([splits.labelled, splits.unlabelled, scored])
-  keep = Examples(source, data_config).keep
   target = fit.size(data_config)
-  seen = _look_through(
-    source,
+  trains = annotated.view(source, labelled)
+  seen = look_through(
+    trains,
     {
-      id_: ('refuse' if id_ in strict else 'skip', id_ in strict)
-      for id_ in used
-    },
+      id_: Role('refuse' if id_ in strict else 'skip', id_ in strict)
+      for id_ in _joined([splits.labelled, splits.unlabelled, scored])
+    }
+    | dict.fromkeys(splits.labelled, drawn_checks.role(source)),
     target,
-    keep,
+    _keep(source, labelled, data_config),
   )
-  found = [*source.problems]
+  seen = drawn_checks.with_tags(source, seen)
+  found += source.problems
   found += itertools.chain.from_iterable(s.problems for s in seen.values())
   bad = {i for i in splits.unlabelled if i not in strict and not seen[i].size}
   found += _too_many_bad(source, splits, bad, found, data_config)
   found += set_checks.about_labels(
-    source,
+    trains,
     [s for i, s in seen.items() if i in labelled],
     [seen[i] for i in scored if i not in labelled],
   )
@@ -86,15 +94,16 @@ def check(
     found += set_checks.about_shapes(source, every, target=target)
   training = _joined([splits.labelled, splits.unlabelled])
   found += leaks.about_copies(
-    source, seen, training, scored, data_config.allow_leaks
-  )
+    synthetic_checks.with_paths(source), seen | made, [*training, *made],
+    scored, data_config.allow_leaks,
+  )  # fmt: skip
   if report is not None:
     problems.write_report(report, found)
   _refuse(found, report)
   tell(found, report)
   left = tuple(id_ for id_ in splits.unlabelled if id_ not in bad)
   kept = _joined([splits.labelled, left, splits.val, splits.test])
-  content = _content({id_: seen[id_] for id_ in kept})
+  content = _content({id_: seen[id_] for id_ in kept} | made)
   splits = splits._replace(unlabelled=left, content=content)
   return data_splits.rehash(splits)
 
@@ -121,16 +130,15 @@ def check_further(
     DataError: names the first few mistakes and counts the others.
   """
   target = fit.size(data_config)
-  seen = _look_through(
-    source,
-    dict.fromkeys([*labelled, *scored], ('refuse', True)),
-    target,
-    Examples(source, data_config).keep,
-  )
+  roles = dict.fromkeys(scored, Role('refuse', True))
+  roles |= dict.fromkeys(labelled, drawn_checks.role(source))
+  trains = annotated.view(source, set(labelled))
+  keep = _keep(source, set(labelled), data_config)
+  seen = look_through(trains, roles, target, keep)
   further = [seen[id_] for id_ in scored]
   found = list(itertools.chain.from_iterable(s.problems for s in further))
   trained = [seen[id_] for id_ in labelled]
-  found += set_checks.about_labels(source, trained, further)
+  found += set_checks.about_labels(trains, trained, further)
   found += set_checks.about_images(source, further, target)
   found += leaks.about_copies(
     source, seen, labelled, scored, data_config.allow_leaks
@@ -171,8 +179,8 @@ def inspect(
   roles = {}
   for id_ in dict.fromkeys(ids):
     needs_label = id_ in needed or source.has_label(id_)
-    roles[id_] = ('refuse' if needs_label else 'skip', needs_label)
-  seen = _look_through(source, roles, target)
+    roles[id_] = Role('refuse' if needs_label else 'skip', needs_label)
+  seen = look_through(source, roles, target)
   found = [*source.problems]
   found += itertools.chain.from_iterable(s.problems for s in seen.values())
   every = list(seen.values())
@@ -185,6 +193,8 @@ def inspect(
   if not policy:
     severity = 'note' if policy is None else 'refuse'
     found += set_checks.about_shapes(source, every, severity, target)
+  if source.drawn is not None:
+    found += drawn_checks.about_drawn(source, training, target)
   found += leaks.in_both(source, training, scored)
   found += leaks.about_copies(source, seen, training, scored)
   return problems.in_order(found), set_checks.statistics(every)
@@ -207,19 +217,17 @@ def tell(found: Sequence[Problem], report: str | os.PathLike | None) -> None:
     print(f'jaxseg: all is listed in {report}', file=sys.stderr)
 
 
-def _look_through(source, roles, target, keep=None) -> dict[str, Seen]:
-  """Examines images in threads; roles: {id: (severity, needs a label)}."""
+def _keep(source, labelled, data_config):
+  """Returns what caches full labels and images that were read."""
+  keep = Examples(source, data_config).keep
+  if source.drawn is None:
+    return keep
 
-  def one(item):
-    id_, (severity, needs_label) = item
-    return examine(
-      source, id_, severity=severity, needs_label=needs_label,
-      target=target, keep=keep,
-    )  # fmt: skip
+  def keep_full(kind, id_, array):
+    if kind == 'image' or id_ not in labelled:
+      keep(kind, id_, array)
 
-  with futures.ThreadPoolExecutor(num_threads()) as pool:
-    results = _with_progress(pool.map(one, roles.items()), len(roles))
-    return {seen.id: seen for seen in results}
+  return keep_full
 
 
 def _too_many_bad(source, splits, bad, found, data_config) -> Iterator[Problem]:
@@ -296,13 +304,3 @@ def _check_config(source, splits, data_config):
       f'expected less than 80 % of the {total / 2**30:.1f} GiB of memory; '
       'set --config.data.cache=False or lower --config.data.resolution'
     )
-
-
-def _with_progress(results, total):
-  """Passes results on; a line every 5 seconds when it takes over 2."""
-  due = time.monotonic() + 2
-  for done, result in enumerate(results, 1):
-    if time.monotonic() > due and done < total:
-      print(f'jaxseg: read {done} of {total} images', file=sys.stderr)
-      due = time.monotonic() + 5
-    yield result

@@ -129,7 +129,7 @@ def _unusual_shape(image, path):
 
 def _see_label(seen, source, id_, image, mentioned):
   """Returns (what is seen now, the label); raises what is wrong with it."""
-  path = source.path(id_)
+  path = (source.label_path or source.path)(id_)
   label = source.label(id_)
   if label is None:
     raise DataError(

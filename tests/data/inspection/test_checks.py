@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.data import pipeline, problems, sources, splits
-from jaxseg.data.inspection import checks
+from jaxseg.data.inspection import checks, look
 from jaxseg.errors import DataError, UserError
 
 SPLITS = {
@@ -337,7 +337,7 @@ def test_inspect_some(root, config):
 
 def test_progress(capfd, monkeypatch):
   clock = iter([0.0, 1.0, 3.0, 4.0, 9.0, 9.5])
-  monkeypatch.setattr(checks.time, 'monotonic', lambda: next(clock))
-  assert list(checks._with_progress('abcd', 4)) == list('abcd')
+  monkeypatch.setattr(look.time, 'monotonic', lambda: next(clock))
+  assert list(look._with_progress('abcd', 4)) == list('abcd')
   lines = capfd.readouterr().err.splitlines()
   assert lines == ['jaxseg: read 2 of 4 images']
