@@ -7,6 +7,10 @@ and overlays/SPLIT/ID.png (image, each system's labels, the truth); see
 jaxseg/results.py. What is done is kept: run it again after an interruption, or
 with further splits. It is done anew where the checkpoint, the split or the
 config has changed.
+
+With --crf every system has a second row, NAME+CRF: a dense CRF corrects its
+probabilities on the networks' grid, with the image they saw. --mean_field.*
+are its settings, see jaxseg/ops/dense_crf.py.
 """
 
 import hashlib
@@ -24,13 +28,22 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 import jaxseg
-from jaxseg import errors, gallery, inference, report, workdir, writers
+from jaxseg import (
+  errors,
+  gallery,
+  inference,
+  mean_field,
+  report,
+  workdir,
+  writers,
+)
 from jaxseg.config import parse_flags
 from jaxseg.data import fit, pipeline, sources
 from jaxseg.data import splits as data_splits
 from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError
 from jaxseg.metrics import segmentation
+from jaxseg.ops.dense_crf import CRF
 from jaxseg.results import MAJORITY, Results
 
 SAY_EVERY = 5.0  # seconds between progress lines
@@ -45,6 +58,7 @@ def evaluate(
   systems: Sequence[str] | None = None,
   split_names: Sequence[str] | None = None,
   overwrite: bool = False,
+  crf: CRF | None = None,
 ) -> report.Scores:
   """Scores each system on each split, at the labels' own resolution.
 
@@ -58,6 +72,8 @@ def evaluate(
       test-time optimisation only if `config.eval.refine`.
     split_names: see `resolve_splits`; None: `config.eval.splits`.
     overwrite: do everything anew.
+    crf: settings of a dense CRF; each of the systems is scored with it too.
+      None: none is computed, but what an earlier call found is kept.
 
   Returns:
     {split: {system: `metrics.segmentation.summarize` + {'images',
@@ -65,27 +81,25 @@ def evaluate(
     and still holds; also in metrics.json.
 
   Raises:
-    UserError: an unknown split or system; an image without a label.
+    UserError: an unknown split or system; an image without a label, or for
+      which the CRF's lattice has no room.
   """
   if split_names is None:
     split_names = config.eval.splits
   wanted = resolve_splits(splits, split_names)
-  chosen = _choose(inference.systems(trained), systems, config.eval.refine)
-  job = _Job(trained, source, splits, config, output)
+  able = inference.systems(trained, crf=crf)
+  chosen = _choose(able, systems, config.eval.refine)
+  job = _Job(trained, source, splits, config, output, crf)
   if not overwrite:
     job.results.read(job.ids, job.key)
   size = min(config.eval.batch_size, max(len(job.ids[s]) for s in wanted))
-  programs = {}  # compiled once for all splits
+  programs = _Programs(config, size)
   try:
     for split in wanted:
       job.score_majority(split)
-      for system in chosen:
-        if job.results.has(split, system.name):
-          continue
-        if system.name not in programs:
-          writers.say(f'{system.name}: compiling ...')
-          programs[system.name] = inference.compile_system(system, config, size)
-        job.score(split, system, programs[system.name], size)
+      todo = [s for s in chosen if not job.results.has(split, s.name)]
+      for rows in _with_one_network(todo):
+        job.score(split, rows, programs)
       gallery.write_overlays(job.results, source, split, job.ids[split])
   finally:
     job.write_reports()
@@ -132,14 +146,48 @@ def draw(ids: Sequence[str], most: int, seed: int) -> list[str]:
   return [ids[i] for i in sorted(chosen)]
 
 
+class _Programs:
+  """What runs the systems, compiled once for all splits."""
+
+  def __init__(self, config, batch_size):
+    self.batch_size = batch_size
+    self._config = config
+    self._networks, self._crf = {}, None
+
+  def network(self, system):
+    system = system._replace(crf=None)
+    key = system.stage, system.refined
+    if key not in self._networks:
+      writers.say(f'{system.name}: compiling ...')
+      self._networks[key] = inference.compile_system(
+        system, self._config, self.batch_size
+      )
+    return self._networks[key]
+
+  def crf(self, settings):
+    self._crf = self._crf or inference.compile_crf(
+      settings, self._config, self.batch_size
+    )
+    return self._crf
+
+
+class _Tally:
+  """What is found out about one system on one split."""
+
+  def __init__(self, classes):
+    self.total = np.zeros((classes, classes), np.int64)
+    self.rows, self.seconds = {}, []
+
+
 class _Job:
   """One call of `evaluate`."""
 
-  def __init__(self, trained, source, splits, config, output):
+  def __init__(self, trained, source, splits, config, output, crf):
     self.trained, self.source = trained, source
     self.splits, self.config = splits, config
     self.names, self.palette = list(trained.class_names), trained.palette
-    systems = inference.systems(trained)
+    crf = mean_field.remember(Path(output) / 'mean_field.json', crf)
+    systems = inference.systems(trained, crf=crf)
     self.results = Results(output, systems, self.names, self.palette)
     self.weights = {s.stage: inference.fingerprint(s.state) for s in systems}
     self.original_label = pipeline.Examples(source, config.data).original_label
@@ -166,6 +214,9 @@ class _Job:
       parts += [data.width] if data.width else []
       parts += [self.weights[system.stage]]
       parts += [system.name, system.refined, args]
+      # The size of a lattice changes no result, as all that is needed fits.
+      if system.crf:
+        parts += [system.crf._replace(max_vertices=0)._asdict()]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -203,29 +254,48 @@ class _Job:
     cm = segmentation.majority_class_baseline(train, truth)
     self.keep(split, None, cm, math.nan)
 
-  def score(self, split, system, run, batch_size):
-    """Labels a split; writes masks, reconstructions and per-image scores."""
+  def score(self, split, systems, programs):
+    """Labels a split; writes masks, reconstructions and per-image scores.
+
+    All systems are of one network, which runs once.
+    """
+    run = programs.network(systems[0])
     self.results.save()  # forgets the old result: its masks go now
     ids, config = self.ids[split], self.config
-    total = np.zeros((len(self.names),) * 2, np.int64)
-    rows, times = {}, []
-    progress = writers.Progress(f'{split}  {system.name}', len(ids))
+    tallies = [_Tally(len(self.names)) for _ in systems]
+    shown = ' and '.join(system.name for system in systems)
+    progress = writers.Progress(f'{split}  {shown}', len(ids))
     said = time.monotonic()
-    for batch in pipeline.eval_batches(self.source, ids, config, batch_size):
-      prediction, seconds = run(batch['image'][batch['valid']])
-      times.append(seconds)
-      for j, id_ in enumerate(batch['ids'][: batch['valid'].sum()]):
-        cm = self.score_image(split, system, id_, prediction, j)
-        total += cm
-        trust = None if prediction.trust is None else prediction.trust[j]
-        scores = segmentation.summarize(cm, self.names)
-        rows[id_] = scores | {'trust': trust}
+    for batch in pipeline.eval_batches(
+      self.source, ids, config, programs.batch_size
+    ):
+      images = batch['image'][batch['valid']]
+      network = run(images)
+      for system, tally in zip(systems, tallies, strict=True):
+        prediction, seconds = network
+        if system.crf:
+          follow = programs.crf(system.crf)
+          prediction, more = follow(prediction, images)
+          seconds += more
+        tally.seconds.append(seconds)
+        self.score_batch(split, system, batch['ids'], prediction, tally)
       if time.monotonic() - said > SAY_EVERY:
         said = time.monotonic()
-        miou = segmentation.summarize(total, self.names)['miou']
-        writers.say(progress.line(len(rows), {'mIoU': miou}))
-    self.results.write_per_image(split, system, rows)
-    self.keep(split, system, total, float(np.mean(times)))
+        last = tallies[-1]
+        miou = segmentation.summarize(last.total, self.names)['miou']
+        writers.say(progress.line(len(last.rows), {'mIoU': miou}))
+    for system, tally in zip(systems, tallies, strict=True):
+      self.results.write_per_image(split, system, tally.rows)
+      self.keep(split, system, tally.total, float(np.mean(tally.seconds)))
+
+  def score_batch(self, split, system, ids, prediction, tally):
+    """Scores the images of a batch."""
+    for j, id_ in enumerate(ids[: len(prediction.probabilities)]):
+      cm = self.score_image(split, system, id_, prediction, j)
+      tally.total += cm
+      trust = None if prediction.trust is None else prediction.trust[j]
+      scores = segmentation.summarize(cm, self.names)
+      tally.rows[id_] = scores | {'trust': trust}
 
   def score_image(self, split, system, id_, prediction, j):
     """Writes the pictures of image j of a batch; returns its matrix."""
@@ -302,7 +372,17 @@ def _choose(able, names, refine):
         f'--systems: {name!r} is no system of this run, expected some of '
         f'{", ".join(s.name for s in able)}'
       )
-  return [s for s in able if s.name in names]
+  # A network's name asks for its row with a CRF too, if there are such.
+  asked = {*names, *(f'{name}+CRF' for name in names)}
+  return [s for s in able if s.name in asked]
+
+
+def _with_one_network(systems):
+  """[[U-Net, U-Net+CRF], ...]."""
+  groups = {}
+  for system in systems:
+    groups.setdefault((system.stage, system.refined), []).append(system)
+  return list(groups.values())
 
 
 def _add_ood(config, splits, args):
@@ -356,6 +436,7 @@ def _define_flags(to=flags.FLAGS):
     'Which: newest, best (where config.STAGE.keep_best is set), or a step.',
   )  # fmt: skip
   define(flags.DEFINE_bool, 'overwrite', False, 'Do everything anew.')
+  mean_field.define_flags(to)
   whole = flags.DEFINE_integer
   define(whole, 'max_images', None, 'At most so many images a split; 0: all.')
   define(whole, 'batch_size', None, 'Images at a time.', lower_bound=1)
@@ -369,6 +450,7 @@ def main(argv: list[str]) -> None:
       raise UserError(f'unexpected argument {argv[1]!r}, expected --name=value')
     if not args.workdir:
       raise UserError('--workdir is missing; add --workdir=FOLDER')
+    crf = mean_field.from_flags(args)
     config = workdir.load_config(args.workdir)
     splits = data_splits.load_splits(Path(args.workdir) / 'splits.json')
     for field in ('refine', 'max_images', 'batch_size', 'splits'):
@@ -382,7 +464,7 @@ def main(argv: list[str]) -> None:
       evaluate(
         workdir.load(args.workdir, checkpoint=args.checkpoint), source,
         splits, config, output,
-        args.systems, overwrite=args.overwrite,
+        args.systems, overwrite=args.overwrite, crf=crf,
       )  # fmt: skip
     except KeyboardInterrupt:
       writers.say(

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxseg import parallel, workdir
+from jaxseg import mean_field, parallel, workdir
 from jaxseg.data import fit, transforms
 from jaxseg.data.formats import images as image_files
 from jaxseg.errors import UserError
 from jaxseg.method import Prediction, TrainState
+from jaxseg.ops.dense_crf import CRF
 
 
 class System(NamedTuple):
@@ -21,11 +22,12 @@ class System(NamedTuple):
 
   Attributes:
     name: 'U-Net', 'Ours-NO' (encoder only), 'Ours' (with test-time
-      optimisation).
+      optimisation), 'U-Net+CRF' (followed by a dense CRF).
     stage: name of the stage it was trained in.
     apply: (state, images) -> Prediction.
     state: of that stage.
     refined: whether it uses test-time optimisation.
+    crf: settings of the dense CRF that follows; None: none does.
   """
 
   name: str
@@ -33,13 +35,17 @@ class System(NamedTuple):
   apply: Callable[[TrainState, jax.Array], Prediction]
   state: TrainState
   refined: bool = False
+  crf: CRF | None = None
 
 
-def systems(trained: workdir.Trained, refine: bool = True) -> list[System]:
+def systems(
+  trained: workdir.Trained, refine: bool = True, crf: CRF | None = None
+) -> list[System]:
   """Lists all that a trained workdir can label images with.
 
   A method with test-time optimisation gives two: 'LABEL-NO' without it and,
-  if `refine`, 'LABEL' with it. A name that is taken gets its stage added.
+  if `refine`, 'LABEL' with it. A name that is taken gets its stage added. With
+  `crf` each is followed by 'NAME+CRF'.
   """
   found = []
   for stage, (method, state, label) in trained.stages.items():
@@ -51,16 +57,26 @@ def systems(trained: workdir.Trained, refine: bool = True) -> list[System]:
     found.append(System(plain, stage, method.predict, state))
     if refine and method.refine is not None:
       found.append(System(label, stage, method.refine, state, True))
-  return found
+  if crf is None:
+    return found
+  return [s for system in found for s in (system, with_crf(system, crf))]
+
+
+def with_crf(system: System, crf: CRF) -> System:
+  """The system whose labels a dense CRF changes."""
+  return system._replace(name=f'{system.name}+CRF', crf=crf)
 
 
 def choose(
-  trained: workdir.Trained, stage: str | None = None, refine: bool = True
+  trained: workdir.Trained,
+  stage: str | None = None,
+  refine: bool = True,
+  crf: CRF | None = None,
 ) -> System:
   """Returns the system of `stage`, refined if it can be and `refine` says so.
 
   Without a stage it is the last one with test-time optimisation, else the
-  last one that predicts.
+  last one that predicts. With `crf` a dense CRF follows.
 
   Raises:
     UserError: no such stage, or it cannot label images.
@@ -78,7 +94,7 @@ def choose(
       f'--stage={stage}: no trained stage of that name labels images, '
       f'expected one of {", ".join(able)}'
     )
-  return [s for s in systems(trained, refine) if s.stage == stage][-1]
+  return [s for s in systems(trained, refine, crf) if s.stage == stage][-1]
 
 
 def fingerprint(state: TrainState) -> str:
@@ -113,7 +129,36 @@ def compile_system(
   """
   shape = (*fit.size(config.data), config.data.channels)
   mesh = _mesh(config.mesh.data)
-  return compile_batches(system.apply, system.state, shape, batch_size, mesh)
+  run = compile_batches(system.apply, system.state, shape, batch_size, mesh)
+  if system.crf is None:
+    return run
+  follow = compile_crf(system.crf, config, batch_size)
+
+  def run_both(images):
+    prediction, seconds = run(images)
+    prediction, more = follow(prediction, images)
+    return prediction, seconds + more
+
+  return run_both
+
+
+def compile_crf(
+  crf: CRF, config, batch_size: int
+) -> Callable[[Prediction, np.ndarray], tuple[Prediction, float]]:
+  """Makes the program of a dense CRF; it is compiled when first called.
+
+  Args:
+    crf: its settings.
+    config: as `compile_system`.
+    batch_size: as `compile_system`.
+
+  Returns:
+    see `mean_field.runner`.
+  """
+  mesh = _mesh(config.mesh.data)
+  return mean_field.runner(
+    crf, lambda f, shape: compile_batches(f, (), shape, batch_size, mesh)
+  )
 
 
 def compile_batches(
@@ -219,6 +264,7 @@ def predict_images(
   stage: str | None = None,
   refine: bool = True,
   batch_size: int | None = None,
+  crf: CRF | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Labels images in memory; a second call of the same size starts at once.
 
@@ -229,6 +275,7 @@ def predict_images(
     stage: see `choose`.
     refine: use test-time optimisation where the method has it.
     batch_size: default: config.eval.batch_size, or fewer for fewer images.
+    crf: settings of a dense CRF that follows, such as `CRF()`; None: none.
 
   Returns:
     For each image (class ids uint8 [H, W], probabilities float32 [H, W, K]);
@@ -236,7 +283,7 @@ def predict_images(
 
   Raises:
     TypeError: an image that is not uint8.
-    UserError: see `choose`.
+    UserError: see `choose`; an image that the CRF's lattice has no room for.
   """
   for image in images:
     if np.asarray(image).dtype != np.uint8:
@@ -246,7 +293,8 @@ def predict_images(
   config = trained.config
   place = fit.size(config.data), config.data.fit
   batch_size = batch_size or min(config.eval.batch_size, len(images))
-  run = compile_system(choose(trained, stage, refine), config, batch_size)
+  system = choose(trained, stage, refine, crf)
+  run = compile_system(system, config, batch_size)
   results = []
   for i in range(0, len(images), batch_size):
     chunk = [np.asarray(image) for image in images[i : i + batch_size]]

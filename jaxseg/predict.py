@@ -12,6 +12,9 @@ slice is labelled, cut and shown as in training. It gets one DIR/NAME.nii.gz of
 its own shape and place, a contact sheet as overlay, and one row in the table:
 the mean trust of its slices, the seconds of all, the fractions of its voxels.
 
+With --crf a dense CRF corrects the labels, see jaxseg/ops/dense_crf.py; the
+trust stays the network's.
+
 With --pretrained=DIR in place of --workdir, published weights invert the
 images, see jaxseg/predict_pretrained.py.
 """
@@ -28,6 +31,7 @@ from absl import app, flags
 
 from jaxseg import (
   errors,
+  mean_field,
   predict_files,
   predict_inversion,
   predict_pretrained,
@@ -47,6 +51,7 @@ from jaxseg.inference import (
   predict_images,
   to_input,
 )
+from jaxseg.ops.dense_crf import CRF
 
 __all__ = ['main', 'predict_folder', 'predict_images']
 
@@ -58,6 +63,7 @@ def predict_folder(
   stage: str | None = None,
   refine: bool = True,
   batch_size: int | None = None,
+  crf: CRF | None = None,
 ) -> list[str]:
   """Labels every image and volume of a folder; see the top of this file.
 
@@ -69,6 +75,7 @@ def predict_folder(
     stage: see `choose`.
     refine: use test-time optimisation where the method has it.
     batch_size: images or slices at a time; default: config.eval.batch_size.
+    crf: settings of a dense CRF that corrects the labels; None: none does.
 
   Returns:
     Names of the files that could not be read; each was told on the console.
@@ -80,7 +87,7 @@ def predict_folder(
   images, output = Path(images), Path(output)
   names = predict_files.names_of(images, output)
   (output / 'overlays').mkdir(parents=True, exist_ok=True)
-  system = choose(trained, stage, refine)
+  system = choose(trained, stage, refine, crf)
   table = _Table(output, system, trained)
   todo = [n for n in names if not table.has(images / n, names[n])]
   if len(todo) < len(names):
@@ -160,6 +167,8 @@ class _Table:
       'intensity': json.loads(data.intensity.to_json()),
       'fit': data.fit,
     }
+    if system.crf:
+      identity['crf'] = system.crf._asdict()
     path, made_by = output / 'predictions.csv', output / 'predicted_by.json'
     self._table = predict_table.Table(path, made_by, fields, identity)
     self.save, self.save_at_times = self._table.save, self._table.save_at_times
@@ -253,11 +262,12 @@ def _define_flags(to=flags.FLAGS):
     flags.DEFINE_integer, 'batch_size', None, 'Images or slices at a time.',
     lower_bound=1,
   )  # fmt: skip
+  mean_field.define_flags(to)
   predict_tto.define_flags(to)
 
 
 # Flags that say which of a workdir's stages labels, and how.
-OF_WORKDIR = ('workdir', 'stage', 'checkpoint', 'refine', 'window')
+OF_WORKDIR = ('workdir', 'stage', 'checkpoint', 'refine', 'window', 'crf')
 
 
 def _show_window(config, window):
@@ -297,6 +307,7 @@ def _check_flags(args, argv):
 
 def _run(args):
   """Does what the flags ask for; returns the names of unreadable files."""
+  crf = mean_field.from_flags(args)
   predict_files.list_files(Path(args.images))  # before the slow part
   if args.pretrained:
     settings, data = predict_tto.from_flags(args)
@@ -310,8 +321,9 @@ def _run(args):
   if args.window:
     _show_window(trained.config, args.window)
   return predict_folder(
-    trained, args.images, args.output, args.stage, args.refine, args.batch_size
-  )
+    trained, args.images, args.output, args.stage, args.refine,
+    args.batch_size, crf,
+  )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -5,7 +5,8 @@ OUTPUT/
   overlays/SPLIT/ID.png
   masks/SPLIT/STAGE/ID.png  reconstructions/SPLIT/STAGE/ID.png
   per_image/SPLIT/STAGE.csv
-with STAGE_refined beside STAGE for test-time optimisation.
+with STAGE_refined beside STAGE for test-time optimisation, and either with
+_crf behind for a dense CRF.
 """
 
 import csv
@@ -162,7 +163,8 @@ def _write(path, text):
 
 
 def _folder(system):
-  return system.stage + ('_refined' if system.refined else '')
+  refined = '_refined' if system.refined else ''
+  return f'{system.stage}{refined}{"_crf" if system.crf else ""}'
 
 
 def _cell(value):
