@@ -20,17 +20,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from benchmarks import cyclegan_tables
-from benchmarks.cyclegan_tables import ABLATION, DONE, PAPER, Run
-from jaxseg import runtime, train, workdir, writers
+from benchmarks import cyclegan_tables, trainings
+from benchmarks.cyclegan_tables import ABLATION, PAPER, Run
+from jaxseg import runtime, writers
 from jaxseg.config import parse_flags
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError, friendly
-from jaxseg.stage import Diverged
 
 STAGES = ('full', 'partial', 'cyclegan', *ABLATION)
 # Fields of args that supervised stages share with `cyclegan`, and those in
@@ -115,50 +113,6 @@ def _compared(fields, names):
   return found
 
 
-def run_all(config: ConfigDict, runs: Sequence[Run], show) -> list[str]:
-  """Trains and scores what is missing; calls `show` after each.
-
-  Returns:
-    what diverged, a sentence each.
-  """
-  diverged = []
-  for i, run in enumerate(runs):
-    c = run_config(config, run)
-    # All that the scores depend on, but for the data, which a workdir checks.
-    text = c.to_json_best_effort(sort_keys=True, indent=1)
-    marker = run.folder / DONE
-    if marker.is_file() and marker.read_text() == text:
-      continue
-    if run.folder.is_dir():
-      workdir.refuse_other_config(run.folder, c)
-    writers.say(f'{i + 1} of {len(runs)}: {run.folder}')
-    try:
-      train.train(c, str(run.folder))
-      write_atomically(marker, text.encode())
-    except Diverged as error:
-      diverged.append(f'{run.folder}: {error}')
-    jax.clear_caches()  # of programs that no later training has
-    show()
-  return diverged
-
-
-def parse_numbers(
-  flag: str, texts: Sequence[str], low: int, high: int
-) -> list[int]:
-  """Whole numbers of a flag, each once.
-
-  Raises:
-    UserError: another text, or a number outside low to high.
-  """
-  for text in texts:
-    if not text.isdecimal() or not low <= int(text) <= high:
-      raise UserError(
-        f'--{flag} holds {text!r}, must be whole numbers from {low} to {high} '
-        'with commas between them.'
-      )
-  return list(dict.fromkeys(int(text) for text in texts))
-
-
 def main(argv: list[str]) -> None:
   """Trains what is missing, writes the table after each, prints it."""
   args = flags.FLAGS
@@ -170,8 +124,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f'--{name} is missing; see --help.')
     config, folder = args.config, Path(args.workdir)
     check_alike(config)
-    fractions = parse_numbers('fractions', args.fractions, 1, 99)
-    seeds = parse_numbers('seeds', args.seeds, 0, 2**31)
+    fractions = trainings.parse_numbers('fractions', args.fractions, 1, 99)
+    seeds = trainings.parse_numbers('seeds', args.seeds, 0, 2**31)
     source = config.data.source.partition(':')[0]
     paper = args.paper or (source if source in PAPER else '')
     runs = plan(folder, fractions, args.ablation, seeds)
@@ -181,7 +135,9 @@ def main(argv: list[str]) -> None:
       write_atomically(folder / 'table.md', text.encode())
 
     try:
-      diverged = run_all(config, runs, show)
+      diverged = trainings.run_all(
+        [(run.folder, run_config(config, run)) for run in runs], show
+      )
     except runtime.Interrupted as error:
       writers.say(str(error))
       sys.exit(error.exit_code)

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.trainings import DONE
 from jaxseg.metrics import segmentation
 from jaxseg.results import MAJORITY
 
-# Marks a workdir that is trained and evaluated; it holds its config.
-DONE = 'done.json'
 ABLATION = ('no_cycle_s', 'no_cycle_i', 'no_disc_s', 'no_disc_i')
 # Table 1 of the paper, mIoU by the published code's metric: {labels in %:
 # (Partial, Ours)}, and Full.

@@ -177,9 +177,13 @@ def test_only_what_is_missing_is_trained(bench, config, tmp_path, monkeypatch):
     Path(folder).mkdir(parents=True, exist_ok=True)
 
   monkeypatch.setattr(train, 'train', fake)
-  monkeypatch.setattr(bench.workdir, 'refuse_other_config', lambda *_: None)
+  trainings = bench.trainings
+  monkeypatch.setattr(trainings.workdir, 'refuse_other_config', lambda *_: None)
+  run_all = lambda show: trainings.run_all(
+    [(run.folder, bench.run_config(config, run)) for run in runs], show
+  )
   runs = bench.plan(tmp_path, [50], 0, [0])
-  bad = bench.run_all(config, runs, lambda: shown.append(1))
+  bad = run_all(lambda: shown.append(1))
   assert trained == [
     (('full',), 0.0),
     (('partial',), 0.5),
@@ -188,12 +192,12 @@ def test_only_what_is_missing_is_trained(bench, config, tmp_path, monkeypatch):
   assert len(shown) == 3
   assert len(bad) == 1 and '50_partial: partial diverged at step 3' in bad[0]
   trained.clear()
-  bench.run_all(config, runs, lambda: None)
+  run_all(lambda: None)
   assert trained == [(('partial',), 0.5)]
   # A marker of another config does not count.
   config.eval.splits = ('test',)
   trained.clear()
-  bench.run_all(config, runs, lambda: None)
+  run_all(lambda: None)
   assert len(trained) == 3
 
 
@@ -224,6 +228,7 @@ def test_another_config_is_refused(bench):
 
 @pytest.mark.parametrize('text', ['ten', '-1', '100', ''])
 def test_fractions_are_whole_numbers(bench, text):
-  assert bench.parse_numbers('fractions', ['10', '50', '10'], 1, 99) == [10, 50]
+  parse = bench.trainings.parse_numbers
+  assert parse('fractions', ['10', '50', '10'], 1, 99) == [10, 50]
   with pytest.raises(UserError, match='--fractions holds.*from 1 to 99'):
-    bench.parse_numbers('fractions', ['10', text], 1, 99)
+    parse('fractions', ['10', text], 1, 99)
