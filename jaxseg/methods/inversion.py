@@ -1,7 +1,8 @@
 """Test-time optimisation: the W+ code that renders a given image.
 
 w* = argmin_w  L_reconst(x, G_x(w)) + lambda_2 |w - E(G_x(w))|^2
-(Li et al., CVPR 2021, equation 8), over W+ and, when asked, the noise maps.
+(Li et al., CVPR 2021, equation 8), over W+ and, when asked, the noise maps. A
+loss of the rendered labels may go with it, see `follow_edges`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +13,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxseg.losses import gan
+from jaxseg.errors import UserError
+from jaxseg.losses import gan, regularized
+from jaxseg.losses.regularized import Regularizer
 
 Features = list[jax.Array]
+LabelLoss = Callable[[jax.Array], jax.Array]
 
 
 class Model(NamedTuple):
@@ -86,9 +90,10 @@ def losses(
   lambda_l2: float,
   lambda_encoder: float,
   lambda_noise: float,
+  label_loss: LabelLoss | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (loss [N], image) of W+ codes; entry i sees image i alone."""
-  image, _ = model.synthesize(w_plus, noise)
+  image, logits = model.synthesize(w_plus, noise)
   loss = model.distance(model.features(image), target_features)
   loss = loss + lambda_l2 * jnp.square(image - target).mean((1, 2, 3))
   if lambda_encoder:
@@ -97,6 +102,8 @@ def losses(
     loss = loss + lambda_encoder * jnp.square(w_plus - natural).mean((1, 2))
   if lambda_noise:
     loss = loss + lambda_noise * gan.noise_penalty(noise)
+  if label_loss is not None:
+    loss = loss + label_loss(logits)
   return loss, image
 
 
@@ -113,6 +120,7 @@ def invert(
   optimize_noise: bool = False,
   lambda_noise: float = 100.0,
   snapshot_steps: Sequence[int] = (),
+  label_loss: LabelLoss | None = None,
 ) -> Inversion:
   """Optimises the codes of a batch of images, each on its own.
 
@@ -131,6 +139,8 @@ def invert(
       mean and unit deviation after each step.
     lambda_noise: weight of the noise maps' autocorrelation, when optimised.
     snapshot_steps: render the images before these steps (< steps).
+    label_loss: what `synthesize` says of labels -> [N], added to the loss;
+      entry i must depend on image i alone. None: labels have no say.
   """
   noise = list(noise)
   target_features = model.features(target)
@@ -138,6 +148,7 @@ def invert(
     lambda_l2=lambda_l2,
     lambda_encoder=lambda_encoder,
     lambda_noise=lambda_noise if optimize_noise else 0.0,
+    label_loss=label_loss,
   )
   tx = optax.adam(schedule)
 
@@ -183,6 +194,42 @@ def invert(
     snapshots,
     (last['w'], last.get('noise', noise)),
   )
+
+
+def follow_edges(
+  images: jax.Array, settings: Regularizer, temperature: float = 1.0
+) -> LabelLoss | None:
+  """`label_loss` of `invert`: labels have their edges where the images do.
+
+  Args:
+    images: float32 [N, R, R, C] in [-1, 1], those that are inverted.
+    settings: see `jaxseg.losses.regularized.Regularizer`.
+    temperature: of the softmax of the rendered logits [N, R, R, K].
+
+  Returns:
+    None with all weights 0.
+  """
+  if not regularized.is_on(settings):
+    return None
+  return lambda logits: regularized.per_image(
+    logits / temperature, images, settings
+  )[0]
+
+
+def check_regularizer(
+  where: str, settings: Regularizer, size: tuple[int, int]
+) -> None:
+  """`regularized.check`, of settings for `follow_edges`.
+
+  Raises:
+    UserError: as there; or a ramp-up, of which there is none here.
+  """
+  regularized.check(where, settings, size)
+  if settings.ramp_up:
+    raise UserError(
+      f'{where}.ramp_up is {settings.ramp_up}, but weights of a test-time '
+      'optimisation do not climb; set it to 0.'
+    )
 
 
 def _keep_better(best, new):

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from jaxseg.losses import segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.method import (
   Method,
   Prediction,
@@ -63,6 +64,9 @@ def make(
   refine_lr: float = 0.05,
   refine_lambda_l2: float = 1.0,
   refine_lambda_encoder: float = 0.0,  # lambda_2; without encoder |w - w_avg|^2
+  # Terms that let the label follow the edges of an image to be labelled;
+  # without `ramp_up`. With 'pixels' each step then takes much longer.
+  refine_regularizer: Regularizer = Regularizer(),
   truncation: float = 0.7,  # psi of sample()
   dtype: str = 'float32',
 ) -> Method:
@@ -76,6 +80,9 @@ def make(
     UserError: images of another size than the generator's; weights without a
       generator.
   """
+  inversion.check_regularizer(
+    'refine_regularizer', refine_regularizer, (resolution, resolution)
+  )
   frozen = frozen_nets.build(card, dtype)
   g = frozen.g
   sizes = {'resolution': g.resolution, 'channels': g.channels}
@@ -227,8 +234,11 @@ def make(
       frozen, state.extra['frozen'], distance, state.extra['perceptual']
     )
 
-  def invert(state, images, steps):
+  def invert(state, images, steps, label_loss=None):
     model = model_of(state)
+    if label_loss is not None:
+      draw = lambda w_plus, _: label_logits(state, w_plus)
+      model = model._replace(synthesize=draw)
     return inversion.invert(
       model,
       images,
@@ -238,7 +248,14 @@ def make(
       schedule=inversion.ramp_schedule(refine_lr, steps),
       lambda_l2=refine_lambda_l2,
       lambda_encoder=refine_lambda_encoder,
+      label_loss=label_loss,
     )
+
+  def label_logits(state, w_plus):
+    if head == 'skips':
+      return skip_logits(state, state.ema['head'], w_plus)
+    image, probabilities = label(state, w_plus)
+    return image, jnp.log(jnp.maximum(probabilities, 1e-12))
 
   def label(state, w_plus):
     """(image, probabilities) of codes."""
@@ -261,7 +278,8 @@ def make(
     return to_prediction(state, images, model_of(state).encode(images))
 
   def refine(state, images):
-    found = invert(state, images, refine_steps)
+    edges = inversion.follow_edges(images, refine_regularizer)
+    found = invert(state, images, refine_steps, edges)
     return to_prediction(state, images, found.w_plus)
 
   def sample(state, rng, n, truncation=truncation):

@@ -4,6 +4,8 @@ from typing import Any
 
 from jaxseg.data import fit
 from jaxseg.errors import UserError
+from jaxseg.losses.regularized import Regularizer
+from jaxseg.methods import inversion
 
 HEADS = ('skips', 'pixels')
 
@@ -40,6 +42,10 @@ def check(where: str, fields: Any, data: Any) -> None:
       f'config.data.width is {data.width}, but {where} ({fields.method}) draws '
       'squares; set it to 0.'
     )
+  inversion.check_regularizer(
+    f'{where}.args.refine_regularizer',
+    Regularizer(**args.refine_regularizer), (height, width),
+  )  # fmt: skip
   if fields.unlabelled_batch_size:
     raise UserError(
       f'{where}.unlabelled_batch_size is {fields.unlabelled_batch_size}, but '

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg import optimizers
+from jaxseg.data import fit
 from jaxseg.errors import UserError
 from jaxseg.losses import segmentation
+from jaxseg.losses.regularized import Regularizer
 from jaxseg.method import (
   Method,
   Prediction,
@@ -60,6 +62,9 @@ def make(
   refine_lambda_l2: float = 0.1,
   refine_lambda_encoder: float = 1e-3,  # lambda_2 of the paper
   refine_noise: bool = True,  # optimise the noise maps too
+  # Terms that let the label follow the edges of the given image; their weights
+  # are beside a perceptual distance of weight 1. Without `ramp_up`.
+  refine_regularizer: Regularizer = Regularizer(),
   # Memory.
   remat: bool = False,  # compute blocks anew for the gradient: less memory
   accumulate: int = 1,  # parts of a batch, see jaxseg/methods/accumulation.py
@@ -74,6 +79,9 @@ def make(
   """
   if optimizer not in ('adam', 'ranger'):
     raise UserError(f"optimizer is {optimizer!r}, must be 'adam' or 'ranger'.")
+  inversion.check_regularizer(
+    'refine_regularizer', refine_regularizer, (resolution, resolution)
+  )
   g, d_r, _ = semantic_gan.networks(
     num_classes, resolution, channels, **(dict(gan) | {'remat': remat})
   )
@@ -228,6 +236,9 @@ def make(
       lambda_l2=refine_lambda_l2,
       lambda_encoder=refine_lambda_encoder,
       optimize_noise=refine_noise,
+      label_loss=inversion.follow_edges(
+        images, refine_regularizer, temperature
+      ),
     )
     return to_prediction(state, images, found.w_plus, found.noise)
 
@@ -256,6 +267,10 @@ def check(where: str, fields: Any, data: Any) -> None:
   """Refuses what `semantic_gan.check` refuses: its generator is used.
 
   Raises:
-    UserError: as there.
+    UserError: as there; or settings of the refinement.
   """
   semantic_gan.check(where, fields, data)
+  inversion.check_regularizer(
+    f'{where}.args.refine_regularizer',
+    Regularizer(**fields.args.refine_regularizer), fit.size(data),
+  )  # fmt: skip
