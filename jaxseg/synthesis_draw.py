@@ -71,7 +71,7 @@ def compile_draw(
   seed: int,
   truncation: float | None,
   batch_size: int,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: jax.sharding.Mesh,
 ) -> Callable[[np.ndarray], Drawn]:
   """Compiles one program for batches of a fixed size, shared by all devices.
 
@@ -80,12 +80,11 @@ def compile_draw(
     seed: from 0 up.
     truncation: psi; None: that of the stage's settings.
     batch_size: images at a time; rounded up to a multiple of the devices.
-    mesh: devices that share a batch; None: all of this process.
+    mesh: devices that share a batch, see `parallel.make_mesh`.
 
   Returns:
     A function of the numbers of 1 to `batch_size` images, integers [n].
   """
-  mesh = mesh or parallel.make_mesh(devices=jax.local_devices())
   devices = mesh.shape['data']
   size = -(-batch_size // devices) * devices
   draw = _draw(stage.method, seed, truncation)

@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxseg
 from jaxseg import (
+  parallel,
   runtime,
   synthesis_filter,
   synthesis_folder,
@@ -77,21 +78,16 @@ def synthesize(
   identity = _identity(trained, stage, settings)
   synthesis_folder.refuse_other(folder, old, identity, n)
   chosen = trained.stages[stage]
-  if chosen.method.judge is None and not settings.rank_by:
-    writers.say(
-      f'{stage}: no discriminator is in its checkpoint, so the score is how '
-      'sure the generator is of the label (--stage may name the stage that '
-      'trained the generator)'
-    )
-  measures = _measures(chosen)
-  rank_by = synthesis_filter.measure(settings, measures)
+  names = _measures(chosen)
+  synthesis_filter.check_measure(settings.rank_by, stage, names)
   writers.say(f'{stage}: compiling ...')
   draw = compile_draw(
-    chosen, settings.seed, settings.truncation, settings.batch_size
-  )
+    chosen, settings.seed, settings.truncation, settings.batch_size,
+    _mesh(trained.config.mesh.data),
+  )  # fmt: skip
   num_classes = len(trained.class_names)
   rule = _stored_rule(old) or synthesis_filter.make_rule(
-    draw, settings, rank_by, num_classes
+    draw, settings, num_classes
   )
   images = max(math.ceil(n / rule.rate), old.get('images', 0))
   content = {
@@ -243,6 +239,13 @@ def _pictures(job, lines):
     pairs = zip(drawn.images, drawn.labels, strict=True)
     pictures |= dict(zip(ids, pairs, strict=True))
   return pictures
+
+
+def _mesh(data):
+  """The training's mesh, or what this machine has instead of it."""
+  devices = jax.local_devices()
+  data = data if 0 < data <= len(devices) else -1
+  return parallel.make_mesh(data, devices=devices)
 
 
 def _measures(stage):

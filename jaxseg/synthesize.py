@@ -79,7 +79,8 @@ def _define_flags(to=flags.FLAGS):
   define(whole, 'batch_size', defaults.batch_size, 'Images at a time.')
   define(
     string, 'rank_by', defaults.rank_by,
-    'The score: d_m, d_r, uncertainty or entropy; default: d_m if there is.',
+    'The score: uncertainty or entropy of the label; or d_m or d_r, where the '
+    'stage trained discriminators.',
   )  # fmt: skip
   define(
     number, 'keep', None,
@@ -98,7 +99,7 @@ def _define_flags(to=flags.FLAGS):
   )  # fmt: skip
 
 
-def _run(args):
+def run(args):
   """Does what the flags ask for."""
   for name in ('workdir', 'output'):
     if not args[name].value:
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
       raise UserError(f'unexpected argument {argv[1]!r}, expected --name=value')
     try:
-      _run(flags.FLAGS)
+      run(flags.FLAGS)
     except runtime.Interrupted as error:
       writers.say(str(error))
       sys.exit(error.exit_code)

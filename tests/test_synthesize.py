@@ -28,7 +28,7 @@ from jaxseg.synthesis_filter import Rule, Settings
 
 SIDE, NAMES = 32, ('background', 'square', 'rare one')
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)
-SETTINGS = Settings(batch_size=8, calibrate=48, keep=0.75)
+SETTINGS = Settings(batch_size=8, calibrate=48, keep=0.75, rank_by='d_m')
 
 
 def _sample(state, rng, n, truncation=1.0):
@@ -176,21 +176,22 @@ def test_goes_on_after_a_signal_and_grows(trained, whole, tmp_path):
   assert _bytes(tmp_path) == _bytes(whole)
 
 
-def test_all_are_kept_without_a_filter(trained, tmp_path, capsys):
-  settings = SETTINGS._replace(keep=1.0)
-  content = synthesize.synthesize(
-    trained, tmp_path, 11, settings, stage='blind'
-  )
-  assert content['images'] == len(_rows(tmp_path)) == 11
+def test_all_are_kept_without_a_filter(trained, tmp_path):
+  settings = SETTINGS._replace(keep=1.0, rank_by='uncertainty')
+  folder, other = tmp_path / 'all', tmp_path / 'other'
+  content = synthesize.synthesize(trained, folder, 11, settings, stage='blind')
+  assert content['images'] == len(_rows(folder)) == 11
   assert content['summary']['kept'] == 11
-  assert 'no discriminator' in capsys.readouterr().out
+  with pytest.raises(UserError, match='stage blind does not have that measure'):
+    synthesize.synthesize(trained, other, 11, SETTINGS, stage='blind')
+  assert not other.exists()
 
 
 def test_an_image_depends_on_its_number_alone(trained):
   stage = trained.stages['gan']
   mesh = parallel.make_mesh(1)
   draw = synthesis_draw.compile_draw(stage, 3, None, 4, mesh)
-  wide = synthesis_draw.compile_draw(stage, 3, None, 16)
+  wide = synthesis_draw.compile_draw(stage, 3, None, 16, parallel.make_mesh())
   other = synthesis_draw.compile_draw(stage, 4, None, 4, mesh)
   a, b = draw([5, 2, 9]), wide(np.arange(10))
   for i, number in enumerate((5, 2, 9)):
@@ -254,7 +255,7 @@ def test_balanced_folder(trained, tmp_path):
     ({'balance': 2.0}, 5, '--balance is 2.0'),
     ({'seed': -1}, 5, '--seed is -1'),
     ({'truncation': -0.5}, 5, '--truncation is -0.5'),
-    ({'rank_by': 'd_x'}, 5, '--rank_by=d_x: .* expected one of d_m, entropy'),
+    ({'rank_by': 'd_x'}, 5, '--rank_by=d_x: .* one of d_m, entropy, uncert'),
     ({'keep': None, 'min_score': 9.0}, 5, 'none of the first 48 images passes'),
   ],
 )
