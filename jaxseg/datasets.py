@@ -3,6 +3,7 @@
   python -m jaxseg.datasets list [NAME]
   python -m jaxseg.datasets prepare NAME --manual_dir=DIR
   python -m jaxseg.datasets check SOURCE [--json=FILE] [--csv=FILE]
+  python -m jaxseg.datasets check SOURCE --drawn=scribbles --kind=scribbles
   python -m jaxseg.datasets show SOURCE --output=sheet.png
 
 NAME is a public set of the list, or one of its configs, 'chest_xray:organs'.
@@ -10,7 +11,8 @@ SOURCE is a prepared NAME, 'digits', 'avatars', or a folder of your own. What a
 config would say of it is said alike: --config.data.volume.axis=0; the most
 frequent fields have short forms, --channels=1.
 
-`check` reads every file and tells all that is wrong with them, gravest first.
+`check` reads every file and tells all that is wrong with them, gravest first;
+with --drawn also the weak labels of that name, which `show` then shows.
 Exit code 3: training would refuse the set; 2: a mistake on the command line.
 """
 
@@ -27,7 +29,14 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxseg import config as jaxseg_config
 from jaxseg import errors, visualize, writers
-from jaxseg.data import builders, fit, prepared, problems, sources
+from jaxseg.data import (
+  annotated,
+  builders,
+  fit,
+  prepared,
+  problems,
+  sources,
+)
 from jaxseg.data.formats import files
 from jaxseg.data.inspection import checks, sheet, tables
 from jaxseg.data.problems import Problem
@@ -47,8 +56,8 @@ COMMANDS = {
     'overwrite',
     'max_side',
   ),
-  'check': (*SHORT_FIELDS, 'axis', 'json', 'csv'),
-  'show': (*SHORT_FIELDS, 'axis', 'output', 'images'),
+  'check': (*SHORT_FIELDS, 'axis', 'drawn', 'kind', 'json', 'csv'),
+  'show': (*SHORT_FIELDS, 'axis', 'drawn', 'kind', 'output', 'images'),
 }
 
 
@@ -158,6 +167,8 @@ def show_source(
 ) -> np.ndarray:
   """Draws the contact sheet of a set and writes it as PNG.
 
+  Images that train are shown with what people drew, where they did.
+
   Args:
     data_config: `config.data`.
     output: the file.
@@ -174,7 +185,7 @@ def show_source(
       f'--output is {str(output)!r}, expected a file that ends in .png; add '
       '--output=sheet.png'
     )
-  source = sources.load(data_config)
+  source = annotated.shown(sources.load(data_config))
   ids = list(dict.fromkeys(i for part in source.splits.values() for i in part))
   step = max(1, -(-len(ids) // SAMPLE))
   _, statistics = checks.inspect(source, ids[::step])
@@ -255,6 +266,8 @@ def _define_flags(to=flags.FLAGS):
   define(string, 'fit', None, 'Short for --config.data.fit.')
   define(string, 'group_by', None, 'Short for --config.data.group_by.')
   define(whole, 'axis', None, 'Short for --config.data.volume.axis.')
+  define(string, 'drawn', None, 'Short for --config.data.weak.drawn.')
+  define(string, 'kind', None, 'Short for --config.data.weak.kind.')
 
 
 def _data_config(args, text) -> ConfigDict:
@@ -266,6 +279,9 @@ def _data_config(args, text) -> ConfigDict:
       data[name] = args[name].value
   if args.axis is not None:
     data.volume.axis = args.axis
+  for name in ('drawn', 'kind'):
+    if args[name].value is not None:
+      data.weak[name] = args[name].value
   jaxseg_config.check_data(data)
   return data
 

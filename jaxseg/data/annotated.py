@@ -53,6 +53,23 @@ def view(source: Source, ids: Collection[str] | None = None) -> Source:
   )
 
 
+def shown(source: Source) -> Source:
+  """Returns the source whose images show what people drew, for pictures.
+
+  Those of its splits that are scored keep their full masks; tags are no
+  picture.
+  """
+  if source.drawn is None or source.drawn.tags is not None:
+    return source
+  trains = {
+    id_
+    for name, ids in source.splits.items()
+    if name not in ('val', 'test') and not name.startswith('ood')
+    for id_ in ids
+  }
+  return view(source, trains)._replace(drawn=None)
+
+
 def _of_tags(tags):
   def classes_in(id_):
     present = np.zeros(256, bool)

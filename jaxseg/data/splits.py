@@ -118,6 +118,11 @@ def _take_scored(source, data_config, budget, seed):
     if name not in source.splits:
       fraction = data_config[f'{name}_fraction']
       taken[name], pool = drawing.take(source, pool, fraction, budget, rng)
+  if source.drawn is not None and not data_config.allow_leaks:
+    # Groups were taken by their full masks; other images of them may have
+    # been annotated.
+    groups = drawing.grouped(source, [i for v in taken.values() for i in v])
+    pool = tuple(i for i in pool if source.groups.get(i, i) not in groups)
   return pool, taken
 
 

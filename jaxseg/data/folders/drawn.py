@@ -250,7 +250,7 @@ def _checked(read, paths, read_image):
   def boxes(id_: str) -> list[Box]:
     found = read(id_)
     height, width = read_image(id_).shape[:2]
-    for class_id, top, left, bottom, right in found:
+    for class_id, _, _, bottom, right in found:
       if bottom > height or right > width:
         raise DataError(
           f'{paths[id_]}: a box (class {class_id}) of {id_} reaches to row '
@@ -260,7 +260,6 @@ def _checked(read, paths, read_image):
           'rows and columns are not swapped',
           'size_mismatch',
         )
-      del top, left
     return found
 
   return boxes
@@ -273,6 +272,8 @@ def _by_id(content, ids, marks, problems):
     id_ = _id(name, ids)
     if id_ is None:
       missing.append(name)
+    elif id_ in found and marks.kind == 'boxes':
+      found[id_] = found[id_] + value
     elif id_ in found:
       twice.append(name)
     else:
