@@ -183,10 +183,10 @@ def for_sheet(
   ranked = sorted(rows, key=value, reverse=True)
   kept = [row for row in ranked if row['outcome'] == KEPT]
   dropped = [row for row in ranked if row['outcome'] != KEPT]
-  lines = [kept[:COLUMNS]]
-  if len(kept) > COLUMNS:
-    middle = max(COLUMNS, len(kept) // 2 - COLUMNS // 2)
-    lines += [kept[middle : middle + COLUMNS], kept[-COLUMNS:]]
+  if len(kept) > 3 * COLUMNS:
+    middle = (len(kept) - COLUMNS) // 2
+    kept = kept[:COLUMNS] + kept[middle : middle + COLUMNS] + kept[-COLUMNS:]
+  lines = [kept[i : i + COLUMNS] for i in range(0, len(kept), COLUMNS)]
   return [line for line in [*lines, dropped[-COLUMNS:]] if line]
 
 
@@ -210,7 +210,8 @@ def sheet(
   for line in lines:
     shown_ = [_cells(*pictures[row['id']], palette) for row in line]
     captions = [
-      f'{row["outcome"]} {score(rank_by, {rank_by: float(row[rank_by])}):.2f}'
+      f'{"kept" if row["outcome"] == KEPT else "dropped"} '
+      f'{score(rank_by, {rank_by: float(row[rank_by])}):.2f}'
       for row in line
     ]
     top = visualize.captioned([a for a, _ in shown_], captions, CELL[0])
