@@ -72,8 +72,8 @@ def make(
 
   Returns:
     a `Method` whose trust is the mean over pixels of the largest probability
-    and whose pictures show, for the class that covers most of each image, where
-    each term pushes it: red up, blue down.
+    and whose pictures show where each term pushes one class of each image: red
+    up, blue down; see `weak_pictures`.
 
   Raises:
     UserError: a setting outside its choices.

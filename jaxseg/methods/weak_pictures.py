@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxseg.losses import regularized
+from jaxseg.losses import regularized, segmentation
 from jaxseg.losses.regularized import TERMS, Regularizer
 
 Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -26,8 +26,8 @@ def pushes(
 ) -> dict[str, jax.Array]:
   """Minus the gradient of each term that is on, of one class an image.
 
-  The class is the one other than 0 that covers most of the image as predicted
-  by now, in probability.
+  The class is the one other than 0 with most labelled pixels; in images without
+  any, the one that covers most as predicted.
 
   Args:
     logits: float32 [N, H, W, K].
@@ -44,6 +44,7 @@ def pushes(
   """
   k = logits.shape[-1]
   covered = jax.nn.softmax(logits).mean((1, 2))
+  covered = covered + segmentation.one_hot(label, k).sum((1, 2))
   # With a single class there is no other to show.
   shown = covered[:, 1:].argmax(-1) + 1 if k > 1 else covered.argmax(-1)
   pick = jax.nn.one_hot(shown, k)[:, None, None]
