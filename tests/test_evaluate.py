@@ -15,7 +15,7 @@ from absl import flags
 from PIL import Image
 
 import jaxseg.config
-from jaxseg import evaluate, inference, report, workdir
+from jaxseg import evaluate, inference, report, scoring, workdir
 from jaxseg.data import sources
 from jaxseg.data import splits as data_splits
 from jaxseg.errors import UserError
@@ -250,10 +250,10 @@ def test_norefine_and_max_images(tmp_path):
   assert scores['test']['U-Net']['images'] == 3
   assert scores['ood_a']['U-Net']['images'] == 1
   ids = list('abcdefgh')
-  assert evaluate.draw(ids, 0, 0) == evaluate.draw(ids, 8, 0) == ids
-  drawn = evaluate.draw(ids, 3, 0)
-  assert drawn == evaluate.draw(ids, 3, 0) == sorted(drawn) and len(drawn) == 3
-  assert len({tuple(evaluate.draw(ids, 3, seed)) for seed in range(5)}) > 1
+  assert scoring.draw(ids, 0, 0) == scoring.draw(ids, 8, 0) == ids
+  drawn = scoring.draw(ids, 3, 0)
+  assert drawn == scoring.draw(ids, 3, 0) == sorted(drawn) and len(drawn) == 3
+  assert len({tuple(scoring.draw(ids, 3, seed)) for seed in range(5)}) > 1
 
 
 def test_splits_are_named():

@@ -57,7 +57,9 @@ def test_evaluation_has_a_second_row(tmp_path):
   assert 0 < pair[0] < pair[1]
   assert 'U-Net+CRF' in (tmp_path / 'table.md').read_text()
   report = (tmp_path / 'report.html').read_text()
-  assert 'predicted, Ours+CRF' in report
+  assert 'predicted, Ours+CRF' in report and 'spatial_weight 200.0' in report
+  assert 'reconstruction, Ours"' in report
+  assert 'reconstruction, Ours+CRF' not in report
 
 
 def test_rows_are_kept_or_done_anew(tmp_path):
