@@ -65,7 +65,8 @@ def make(
   refine_lambda_l2: float = 1.0,
   refine_lambda_encoder: float = 0.0,  # lambda_2; without encoder |w - w_avg|^2
   # Terms that let the label follow the edges of an image to be labelled;
-  # without `ramp_up`. With 'pixels' each step then takes much longer.
+  # without `ramp_up`. With 'pixels' a step then also differentiates the whole
+  # label, which takes 1.6 GB for an image of 256 pixels.
   refine_regularizer: Regularizer = Regularizer(),
   truncation: float = 0.7,  # psi of sample()
   dtype: str = 'float32',
