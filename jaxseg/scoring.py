@@ -56,7 +56,7 @@ class Programs:
     system = system._replace(crf=None)
     key = system.stage, system.refined
     if key not in self._networks:
-      writers.say(f'{system.name}: compiling ...')
+      writers.say(f'{system.name.removesuffix("+CRF")}: compiling ...')
       self._networks[key] = inference.compile_system(
         system, self._config, self.batch_size
       )

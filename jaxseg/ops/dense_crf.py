@@ -63,6 +63,7 @@ def mean_field(
   return mean_field_and_shortage(logits, image, settings)[0]
 
 
+@functools.partial(jax.jit, static_argnames='settings')
 def mean_field_and_shortage(
   logits: jax.Array, image: jax.Array, settings: CRF = CRF()
 ) -> tuple[jax.Array, jax.Array]:
