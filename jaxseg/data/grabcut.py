@@ -1,4 +1,9 @@
-"""Boxes to masks by GrabCut (Rother, Kolmogorov, Blake; SIGGRAPH 2004)."""
+"""Boxes to masks by GrabCut (Rother, Kolmogorov, Blake; SIGGRAPH 2004).
+
+It helps where objects have other colours than what lies around them, as skin
+lesions have. In grey images such as MR, where bright tissue is everywhere, most
+masks shrink to nothing, so that boxes stay boxes.
+"""
 
 from collections.abc import Sequence
 
