@@ -1,6 +1,5 @@
 import json
 
-import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
@@ -351,6 +350,7 @@ def test_boxes_are_moved_as_labels_are(policy):
 
 
 def test_annotations_can_be_sent_to_workers(root, draw, config):
+  cloudpickle = pytest.importorskip('cloudpickle')
   write_boxes(root, '000,cat,4,4,20,16')
   for kind, name in (('scribbles', 'scribbles'), ('boxes', 'boxes.csv')):
     source, _ = draw(kind, name)
@@ -358,3 +358,30 @@ def test_annotations_can_be_sent_to_workers(root, draw, config):
     np.testing.assert_array_equal(
       labels_of(sent, config, ['000']), labels_of(source, config, ['000'])
     )
+
+
+def test_slices_of_volumes(tmp_path, draw, config):
+  """Those on which something was drawn are the labelled ones."""
+  nibabel = pytest.importorskip('nibabel')
+  values = np.random.default_rng(0).normal(0, 9, (32, 32, 4))
+  label = np.zeros((32, 32, 4), np.uint8)
+  label[5:9, 5:20] = 1
+  strokes = np.full_like(label, 255)
+  strokes[6, 6:18, 1:3], strokes[20, :, 2] = 1, 0
+  for kind, array in (
+    ('images', values.astype(np.float32)), ('labels', label),
+    ('scribbles', strokes),
+  ):  # fmt: skip
+    (tmp_path / kind).mkdir()
+    image = nibabel.Nifti1Image(array, np.eye(4))
+    nibabel.save(image, tmp_path / kind / 'anna.nii.gz')
+  (tmp_path / 'splits.json').write_text(
+    json.dumps({'train': ['anna'], 'val': [], 'test': []})
+  )
+  config.data.source, config.data.num_labelled = f'folder:{tmp_path}', 0
+  source, drawn = draw()
+  assert drawn.labelled == ('anna-ax001', 'anna-ax002')
+  one, two = labels_of(source, config, drawn.labelled)
+  assert (one == 1).sum() == (two == 1).sum() == 12
+  assert set(np.unique(two)) == {0, 1, 255}
+  checks.check(source, drawn, config.data)

@@ -121,13 +121,14 @@ def _label_files(marks, volumes, classes, options):
     {n: p for n, p in volumes.items() if n in files.volumes}, files.volumes,
     1, Intensity(), options, values or None,
   )  # fmt: skip
-  marks.labels.update(cut.labels)
-  marks.paths.update(
-    (id_, f'{files.volumes[name]} slice {id_[-3:]}')
-    for name, ids in cut.volumes.items()
-    for id_ in ids
-    if id_ in cut.labels
-  )
+  for name, ids in cut.volumes.items():
+    for id_ in ids:
+      # Of a volume, people annotate some slices.
+      if id_ in cut.labels and _is_annotated(cut.labels[id_]):
+        marks.labels[id_] = cut.labels[id_]
+        marks.paths[id_] = (
+          f'{files.volumes[name]} slice {int(id_.rpartition("-")[2][2:])}'
+        )
   about_files = [p for p in files.problems if not _of_xml(p, marks)]
   about_volumes = [
     p for p in cut.problems if p.path.startswith(str(marks.path))
@@ -135,6 +136,13 @@ def _label_files(marks, volumes, classes, options):
   missing = listing.orphans(files.volumes, volumes.keys(), {})
   marks.problems.extend([*about_files, *about_volumes, *missing])
   return marks
+
+
+def _is_annotated(read):
+  try:
+    return (read() != images.VOID).any()
+  except UserError:  # told when the slice is checked
+    return True
 
 
 def _of_xml(problem, marks):
