@@ -38,6 +38,13 @@ CASES = {  # file: {argument: number of classes}
   'fixmatch': {'cityscapes': 19},
   'unimatch': {'chest_xray,35': 2},
   'bcp': {'acdc,3': 4},
+  'weak': {
+    'scribble,acdc': 4,
+    'click,digits': 11,
+    'polygon,folder:mydata,20': 3,
+    'box,skin_lesion,all,laptop': 2,
+    'tags,digits,all': 11,
+  },
   'baselines': {'chest_xray,9,laptop': 2},
   'cyclegan': {
     'digits': 11,
@@ -101,6 +108,8 @@ def trace(config, k):
     ('quickstart', 'cats'),
     ('chest_xray', '9,tiny'),
     ('unet', 'digit'),
+    ('weak', 'scribbles'),
+    ('weak', 'scribble,digit'),
     ('unet', 'acdc,many'),
     ('unet', 'acdc,7,small'),
     ('unet', 'acdc,7,laptop,more'),
