@@ -33,6 +33,7 @@ from jaxseg import (
 from jaxseg.config import check, parse_flags
 from jaxseg.data import pipeline, sources
 from jaxseg.data import splits as data_splits
+from jaxseg.data import weak as weak_labels
 from jaxseg.data.examples import Examples
 from jaxseg.data.inspection import checks
 from jaxseg.errors import UserError, friendly
@@ -114,11 +115,22 @@ class Data:
     return batch['image'], np.stack([read(id_) for id_ in ids])
 
   def picture_batch(self, config: ConfigDict, mesh) -> Batch:
-    """The eight images that every sample grid shows."""
-    ids = self.splits.val or self.splits.labelled
-    ids = ids[:: max(1, len(ids) // 8)][:8]  # sets may be sorted by class
+    """The eight images that every sample grid shows.
+
+    Where labels are weak half of them are training images with these.
+    """
+    # Sets may be sorted by class.
+    spread = lambda ids, n: ids[:: max(1, len(ids) // n)][:n]
+    ids = spread(self.splits.val or self.splits.labelled, 8)
+    weak = ()
+    if config.data.weak.kind and not weak_labels.gives_tags(config.data.weak):
+      weak = spread(self.splits.labelled, 4)
+      ids = (*weak, *ids[: 8 - len(weak)])
     batch = next(pipeline.eval_batches(self.source, ids, config, len(ids)))
     batch = {name: batch[name] for name in ('image', 'label')}
+    read = Examples(self.source, config.data).training_label
+    for i, id_ in enumerate(weak):
+      batch['label'][i] = read(id_)
     return jax.device_put(batch, parallel.replicated(mesh))
 
   def validation_batches(self, config: ConfigDict, mesh):
