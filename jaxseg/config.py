@@ -291,7 +291,7 @@ def _check_same_input(config: ConfigDict, name: str) -> None:
       f"config.{name}.args.net.norm is 'frozen', but config.{source}.args.net."
       f"norm is {there.norm!r}, which leaves no statistics; set it to 'batch'."
     )
-  if config[name].method not in ('self_training', 'bcp'):
+  if config[name].method not in ('self_training', 'bcp', 'sec'):
     return
   # What the teacher learned with it must label with; shapes do not tell.
   alike = lambda field, value: (
@@ -310,6 +310,13 @@ def _check_same_input(config: ConfigDict, name: str) -> None:
         f'teacher, config.{source}.args.net.{field}, is {there[field]!r}; give '
         'both stages the same args.net.'
       )
+  heads = [config[n].args.get('head') for n in (name, source)]
+  if heads[0] and heads[1] and heads[0] != heads[1]:
+    here, there = (dict(head.items()) for head in heads)
+    raise UserError(
+      f'config.{name}.args.head is {here}, but that of its classifier, '
+      f'config.{source}.args.head, is {there}; give both stages the same.'
+    )
 
 
 def check_data(data: ConfigDict) -> None:

@@ -13,6 +13,7 @@ from quick import quick_jit
 from jaxseg import parallel
 from jaxseg.errors import UserError
 from jaxseg.losses.regularized import Regularizer
+from jaxseg.losses.tags import Pool
 from jaxseg.methods import (
   METHODS,
   semantic_gan,
@@ -20,6 +21,7 @@ from jaxseg.methods import (
   supervised,
 )  # fmt: skip
 from jaxseg.nets.segmenters import Net
+from jaxseg.nets.tag_classifier import Head
 from jaxseg.optimizers import Optimizer
 
 K, SIZE, CHANNELS = 3, 32, 1
@@ -67,6 +69,9 @@ TINY = {
     net=NET, supervision='boxes', regularizer=Regularizer(potts=0.1)
   ),
   'unimatch': dict(net=BATCH_NORM),
+  'cam': dict(net=BATCH_NORM, head=Head(0, 8)),
+  'sec': dict(net=BATCH_NORM, head=Head(0, 8), grid=8),
+  'sec-mil': dict(net=NET, seed=0.0, constrain=0.0, pool=Pool('max')),
   'bcp-pretrain': dict(net=BATCH_NORM, pretrain=True),
   'bcp': dict(net=BATCH_NORM),
   'cyclegan': dict(
@@ -78,6 +83,7 @@ PREVIOUS = {
   'semantic_gan_encoder': 'semantic_gan',
   'self_training': 'supervised',
   'bcp': 'bcp-pretrain',
+  'sec': 'cam',
 }
 # Those whose large arrays are also split over two devices each.
 SPLIT = ('supervised-deeplab', 'semantic_gan', 'cyclegan')
@@ -107,6 +113,7 @@ def batch():
     'unlabelled': image[::-1].copy(),
     'unlabelled_strong': np.stack([0.5 * image, image + 0.1], 1)[::-1].copy(),
     'cutmix': cutmix,
+    'tags': (np.add.outer(np.arange(8), np.arange(K)) % K < 2).astype('f4'),
   }
 
 

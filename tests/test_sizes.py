@@ -59,6 +59,11 @@ def config_of(folder, method='supervised', **changes):
   net = inspect.signature(METHODS[method].make).parameters['net'].default
   fields['net'] = {'width': 8} | ({'depth': 2} if net.arch == 'unet' else {})
   stages = {}
+  if method in ('cam', 'sec'):
+    c.data.weak.kind = 'tags'
+  if method == 'sec':
+    stages['first'] = jaxseg_config.stage('cam', **fields)
+    fields['init_from'] = 'first'
   if method == 'bcp':
     first = fields | {'pretrain': True, 'unlabelled_batch_size': 0}
     stages['first'] = jaxseg_config.stage(method, **first)
@@ -116,6 +121,7 @@ def test_every_other_method(method, batch, folder):
   """Nothing is computed: the shapes of a step, and of a prediction."""
   c = config_of(folder, method)
   jaxseg_config.check(c)
+  batch = batch | {'tags': np.ones((4, 2), np.float32)}
   for name in c.stages:
     built = workdir.make_method(c, name, 2)
     state = workdir.abstract_state(c, name, 2)
