@@ -1,9 +1,9 @@
 """What weak labels cost: the same segmenter from masks, scribbles and tags.
 
-  python -m benchmarks.weak --config=configs/weak.py:scribble,digits,all \
+  python -m benchmarks.weak --config=configs/weak.py:table,digits,all \
     --workdir=runs/weak_digits
   python -m benchmarks.weak --workdir=runs/weak_acdc --seeds=0,1,2 \
-    --config=configs/weak.py:scribble,folder:data/cardiac_mr,all,laptop \
+    --config=configs/weak.py:table,folder:data/cardiac_mr,all,laptop \
     --config.data.weak.drawn=scribbles --config.data.channels=1
 
 The comparison of Tang et al. (ECCV 2018): full supervision; partial cross
@@ -23,7 +23,6 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from benchmarks import over_seeds, trainings
-from jaxseg import config as jaxseg_config
 from jaxseg import runtime, writers
 from jaxseg.config import parse_flags
 from jaxseg.data.formats.images import write_atomically
@@ -48,7 +47,7 @@ def run_config(
   """The config of one training.
 
   Args:
-    config: with a stage `weak`, and `sec`'s settings for tags.
+    config: with the stages `weak`, `cam` and `sec`.
     system: a key of SYSTEMS.
     seed: of data order and weights and, where the data set does not say which
       images have a label, of that.
@@ -74,26 +73,36 @@ def run_config(
   return c.lock()
 
 
-def add_tags(config: ConfigDict) -> ConfigDict:
-  """The config with stages for tags, of the same network and length."""
-  weak = config.weak
-  same = {
-    name: weak[name]
-    for name in (
-      'total_steps', 'batch_size', 'log_every', 'checkpoint_every',
-      'picture_every',
+SAME = (
+  'total_steps', 'batch_size', 'log_every', 'checkpoint_every', 'picture_every',
+)  # fmt: skip
+SAME_ARGS = ('net', 'optimizer', 'ema_half_life')
+
+
+def alike(config: ConfigDict) -> ConfigDict:
+  """The config whose stages for tags have what its stage `weak` has.
+
+  Raises:
+    UserError: it lacks a stage, or its labels are no scribbles.
+  """
+  if not {'weak', 'cam', 'sec'} <= set(config.stages):
+    raise UserError(
+      f'--config has the stages {", ".join(config.stages)}, expected those of '
+      'configs/weak.py:table,SET.'
     )
-  }  # fmt: skip
-  same |= {name: weak.args[name].to_dict() for name in ('net', 'optimizer')} | {
-    'ema_half_life': weak.args.ema_half_life
-  }
-  stage = jaxseg_config.stage
-  return jaxseg_config.add_stages(
-    config.copy_and_resolve_references(),
-    weak=weak,
-    cam=stage('cam', label='CAM', **same),
-    sec=stage('sec', label='SEC', init_from='cam', **same),
-  )
+  if config.data.weak.kind != 'scribbles':
+    raise UserError(
+      f'--config.data.weak.kind is {config.data.weak.kind!r}, must be '
+      "'scribbles', whose losses are compared."
+    )
+  c = config.copy_and_resolve_references()
+  with c.unlocked():
+    for stage in ('cam', 'sec'):
+      for name in SAME:
+        c[stage][name] = c.weak[name]
+      for name in SAME_ARGS:
+        c[stage].args[name] = config.weak.args[name]
+  return c.lock()
 
 
 def plan(folder: Path, seeds: Sequence[int]) -> list[tuple[str, int, Path]]:
@@ -105,9 +114,8 @@ def plan(folder: Path, seeds: Sequence[int]) -> list[tuple[str, int, Path]]:
   ]
 
 
-def table(folder: Path, runs: Sequence[tuple[str, int, Path]]) -> str:
+def table(runs: Sequence[tuple[str, int, Path]]) -> str:
   """Markdown of what is done: mIoU, then Dice without the background."""
-  del folder
   done = [str(path) for _, _, path in runs if (path / trainings.DONE).is_file()]
   texts = []
   for metric, title in (
@@ -115,8 +123,8 @@ def table(folder: Path, runs: Sequence[tuple[str, int, Path]]) -> str:
   ):  # fmt: skip
     values = over_seeds.collect(done, metric)
     values.pop(MAJORITY, None)
-    order = ['Full supervision', *SYSTEMS.values()]
-    rows = {k: values[k] for k in (*order, 'CAM') if k in values}
+    order = (*list(SYSTEMS.values())[:-1], 'CAM', 'SEC')
+    rows = {name: values[name] for name in order if name in values}
     texts.append(f'{title}\n\n{over_seeds.table(rows)}\n')
   return '\n'.join(texts)
 
@@ -130,19 +138,14 @@ def main(argv: list[str]) -> None:
     for name in ('config', 'workdir'):
       if not args[name].value:
         raise UserError(f'--{name} is missing; see --help.')
-    if 'weak' not in args.config or args.config.data.weak.kind != 'scribbles':
-      raise UserError(
-        '--config has no stage `weak` on scribbles, expected '
-        'configs/weak.py:scribble,SET.'
-      )
     seeds = trainings.parse_numbers('seeds', args.seeds, 0, 2**31)
-    folder, config = Path(args.workdir), add_tags(args.config)
+    folder, config = Path(args.workdir), alike(args.config)
     weights = {'crf': args.crf, 'entropy': args.entropy, 'ncut': args.ncut}
     weights = dict.fromkeys(TERMS, 0.0) | weights
     runs = plan(folder, seeds)
 
     def show():
-      write_atomically(folder / 'table.md', table(folder, runs).encode())
+      write_atomically(folder / 'table.md', table(runs).encode())
 
     try:
       diverged = trainings.run_all(

@@ -11,32 +11,57 @@ The argument is KIND[,SET[,LABELS[,SIZE]]], see jaxseg/presets.py for all but
 KIND. The labels are made from the masks of the set, as an annotator would have
 drawn them, unless `config.data.weak.drawn` names those that one has drawn; with
 `scribble,acdc` they are the published scribbles. Tags train a classifier first,
-whose class activation maps are the seeds of the segmenter (SEC).
+whose class activation maps are the seeds of the segmenter (SEC). KIND `table`
+has the stages of all, for benchmarks/weak.py.
 """
 
 from jaxseg import config as jaxseg_config
 from jaxseg import presets
+from jaxseg.data import fit
 
 KINDS = {  # of config.data.weak
   'scribble': 'scribbles', 'click': 'clicks', 'polygon': 'polygons',
-  'box': 'boxes', 'tags': 'tags',
+  'box': 'boxes', 'tags': 'tags', 'table': 'scribbles',
 }  # fmt: skip
 
 
 def stages(preset, kind):
   """The stages on a preset's data."""
-  if kind == 'tags':
-    return dict(
-      cam=preset.stage('cam', label='CAM'),
-      sec=preset.stage('sec', label='SEC', init_from='cam'),
-    )
-  regularizer = {'crf': 0.1, 'ramp_up': 0.3}
-  supervision = 'boxes' if kind == 'box' else 'pixels'
+  pixels = dict(weak=_weak(preset, kind))
+  if kind == 'table':
+    return pixels | _tags(preset)
+  return _tags(preset) if kind == 'tags' else pixels
+
+
+def _weak(preset, kind):
+  # The dense terms see at most 64x64 pixels, on a laptop 32x32.
+  side = max(fit.size(preset.config.data))
+  return preset.stage(
+    'weak', label=f'{preset.net_label}, {KINDS[kind]}',
+    unlabelled_batch_size=0,
+    supervision='boxes' if kind == 'box' else 'pixels',
+    regularizer={
+      'crf': 2.0, 'sigma_xy': 0.1, 'ramp_up': 0.3,
+      'shrink': 2 if side == 64 else max(1, side // 64),
+    },
+  )  # fmt: skip
+
+
+def _tags(preset):
+  data = preset.config.data
+  # Maps of 4x4 pixels are too coarse to say where; the background of small
+  # images is most of what their coarse maps cover.
+  small = data.resolution < 64
+  head = {'level': 1 if small else 0}
+  cues = {'foreground': 0.7, 'background': 0.3} if small else {}
   return dict(
-    weak=preset.stage(
-      'weak', label=f'{preset.net_label}, {KINDS[kind]}',
-      unlabelled_batch_size=0, supervision=supervision,
-      regularizer=regularizer,
+    cam=preset.stage(
+      'cam', label='CAM', unlabelled_batch_size=0, head=head,
+      flip=data.augment.flip, background=0.5 if small else 0.3,
+    ),
+    sec=preset.stage(
+      'sec', label='SEC', unlabelled_batch_size=0, init_from='cam', head=head,
+      cues=cues,
     ),
   )  # fmt: skip
 
