@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxseg import parallel
 from jaxseg.errors import UserError
 from jaxseg.losses import entropy as entropies
 from jaxseg.losses import graph
@@ -186,14 +187,20 @@ def associations(
   flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
   soft, mask = flat(soft), flat(mask)
 
-  def filtered(image, values):
-    kernel = bilateral.prepare(
-      image, s.sigma_xy, s.sigma_rgb, s.filter, s.max_vertices
-    )
-    return bilateral.apply(kernel, values), kernel.overflow
+  size, channels = images.shape[1:3], images.shape[-1]
 
-  values = jax.lax.stop_gradient(jnp.concatenate([soft, mask], -1))
-  around, overflow = jax.vmap(filtered)(images, values)
+  def filtered(both):
+    kernel = bilateral.prepare(
+      both[:, :channels].reshape(*size, channels), s.sigma_xy, s.sigma_rgb,
+      s.filter, s.max_vertices,
+    )  # fmt: skip
+    return bilateral.apply(kernel, both[:, channels:]), kernel.overflow
+
+  # Nothing passes between images, so nothing need pass between devices.
+  around, overflow = parallel.on_each_device(
+    jax.vmap(filtered),
+    jax.lax.stop_gradient(jnp.concatenate([flat(images), soft, mask], -1)),
+  )
   around, degree = around[..., :-1], around[..., -1]
   within = (soft * around).sum(1)
   # The value of S' A S, and its gradient 2 A S without a second filtering.

@@ -40,7 +40,7 @@ def make(
   channels: int,
   total_steps: int,
   net: Net = Net(),
-  loss: Loss = Loss(dice=0.0),
+  loss: Loss = Loss(),
   optimizer: Optimizer = Optimizer(),
   ema_half_life: float = 500.0,  # of the averaged weights, in images; 0: off
   supervision: str = 'pixels',  # or 'boxes': labels are filled boxes
