@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from benchmarks import over_seeds, trainings
 from jaxseg import runtime, writers
 from jaxseg.config import parse_flags
+from jaxseg.data import sources, splits
 from jaxseg.data.formats.images import write_atomically
 from jaxseg.errors import UserError, friendly
 from jaxseg.losses.regularized import TERMS
@@ -105,6 +106,33 @@ def alike(config: ConfigDict) -> ConfigDict:
   return c.lock()
 
 
+def check_images(config: ConfigDict, seeds: Sequence[int]) -> None:
+  """Refuses a set of which masks and drawn scribbles are of other images.
+
+  Raises:
+    UserError: the labelled or the scored images differ.
+  """
+  if not config.data.weak.drawn:
+    return
+  found = {}
+  for system in ('full', 'pce'):
+    data = run_config(config, system, 0, dict.fromkeys(TERMS, 0.0)).data
+    source = sources.load(data)
+    for seed in seeds:
+      s = splits.make_splits(source, data, seed)
+      found[system, seed] = (set(s.labelled), set(s.test), dict(s.ood))
+  for seed in seeds:
+    if found['full', seed] != found['pce', seed]:
+      few = found['full', seed][0] ^ found['pce', seed][0]
+      raise UserError(
+        f'{source.name}: images with a mask and images with a drawn scribble '
+        f'are not the same ({len(few)} have one of them, such as '
+        f'{", ".join(sorted(few)[:3]) or "scored ones"}), but full supervision '
+        'is to be compared on the same images; list in splits.json those that '
+        'have both.'
+      )
+
+
 def plan(folder: Path, seeds: Sequence[int]) -> list[tuple[str, int, Path]]:
   """(system, seed, workdir) of all trainings, seed by seed."""
   return [
@@ -143,6 +171,7 @@ def main(argv: list[str]) -> None:
     weights = {'crf': args.crf, 'entropy': args.entropy, 'ncut': args.ncut}
     weights = dict.fromkeys(TERMS, 0.0) | weights
     runs = plan(folder, seeds)
+    check_images(config, seeds)
 
     def show():
       write_atomically(folder / 'table.md', table(runs).encode())

@@ -1,5 +1,8 @@
 """A segmenter from weak labels: scribbles, clicks, polygons, boxes or tags.
 
+`box` learns from boxes as constraints, `grabcut` from the masks that GrabCut
+makes of them.
+
   python -m jaxseg.train --config=configs/weak.py:scribble,digits \
     --workdir=runs/scribbles
   python -m jaxseg.train --config=configs/weak.py:scribble,folder:mydata,all \
@@ -12,7 +15,7 @@ KIND. The labels are made from the masks of the set, as an annotator would have
 drawn them, unless `config.data.weak.drawn` names those that one has drawn; with
 `scribble,acdc` they are the published scribbles. Tags train a classifier first,
 whose class activation maps are the seeds of the segmenter (SEC). KIND `table`
-has the stages of all, for benchmarks/weak.py.
+is for benchmarks/weak.py alone: stages that learn from different labels.
 """
 
 from jaxseg import config as jaxseg_config
@@ -21,7 +24,7 @@ from jaxseg.data import fit
 
 KINDS = {  # of config.data.weak
   'scribble': 'scribbles', 'click': 'clicks', 'polygon': 'polygons',
-  'box': 'boxes', 'tags': 'tags', 'table': 'scribbles',
+  'box': 'boxes', 'grabcut': 'boxes', 'tags': 'tags',
 }  # fmt: skip
 
 
@@ -34,15 +37,15 @@ def stages(preset, kind):
 
 
 def _weak(preset, kind):
-  # The dense terms see at most 64x64 pixels, on a laptop 32x32.
-  side = max(fit.size(preset.config.data))
+  # On a laptop the dense terms see 32x32 pixels.
+  laptop = max(fit.size(preset.config.data)) == 64
   return preset.stage(
-    'weak', label=f'{preset.net_label}, {KINDS[kind]}',
+    'weak', label=f'{preset.net_label} ({kind})',
     unlabelled_batch_size=0,
     supervision='boxes' if kind == 'box' else 'pixels',
     regularizer={
       'crf': 2.0, 'sigma_xy': 0.1, 'ramp_up': 0.3,
-      'shrink': 2 if side == 64 else max(1, side // 64),
+      'shrink': 2 if laptop else 0,
     },
   )  # fmt: skip
 
@@ -69,15 +72,17 @@ def _tags(preset):
 def get_config(arg: str = 'scribble,digits'):
   """arg: 'KIND[,SET[,LABELS[,SIZE]]]', e.g. 'click,folder:mydata,all'."""
   kind, _, rest = arg.partition(',')
-  if kind not in KINDS:
+  if kind not in (*KINDS, 'table'):
     raise ValueError(
       f'{kind!r} is no kind of weak labels, expected one of {", ".join(KINDS)}'
     )
   preset = presets.load(rest or 'digits')
   data = preset.config.data
-  data.weak.kind = KINDS[kind]
+  data.weak.kind = KINDS.get(kind, 'scribbles')
   if kind == 'scribble' and rest.split(',')[0] == 'acdc':
     data.source, data.weak.kind = 'acdc:scribbles', ''
+  if kind == 'grabcut':
+    data.weak.refine = 'grabcut'
   if kind == 'box':  # a turned box is none
     data.augment.rotate = data.augment.shear = data.augment.elastic = 0.0
   return jaxseg_config.add_stages(preset.config, **stages(preset, kind))

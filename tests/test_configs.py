@@ -43,6 +43,7 @@ CASES = {  # file: {argument: number of classes}
     'click,digits': 11,
     'polygon,folder:mydata,20': 3,
     'box,skin_lesion,all,laptop': 2,
+    'grabcut,avatars': 6,
     'tags,digits,all': 11,
   },
   'baselines': {'chest_xray,9,laptop': 2},

@@ -4,9 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 
 from jaxseg import config as jaxseg_config
 from jaxseg.errors import UserError
@@ -75,6 +77,32 @@ def test_tags_have_the_network_and_the_length(bench, config):
     assert stage.total_steps == 70
     assert (stage.args.net.width, stage.args.optimizer.lr) == (24, 0.5)
   assert config.cam.args.net.width == 16, 'the config itself has changed'
+
+
+def test_masks_and_scribbles_are_of_the_same_images(bench, config, tmp_path):
+  rng = np.random.default_rng(0)
+  for i in range(10):
+    for folder, there in (
+      ('images', True), ('labels', i != 3), ('scribbles', i not in (4, 5)),
+    ):  # fmt: skip
+      path = tmp_path / folder / f'x{i}.png'
+      path.parent.mkdir(exist_ok=True)
+      values = rng.integers(0, 2 if folder == 'labels' else 250, (32, 32))
+      values[:] = values if folder != 'scribbles' else np.eye(32)
+      if there:
+        Image.fromarray(values.astype(np.uint8)).save(path)
+  names = [f'x{i}' for i in range(10)]
+  (tmp_path / 'classes.json').write_text('{"classes": ["ground", "thing"]}')
+  splits = {'train': names[:8], 'val': [], 'test': names[8:]}
+  (tmp_path / 'splits.json').write_text(json.dumps(splits))
+  config.data.source = f'folder:{tmp_path}'
+  bench.check_images(config, [0])  # simulated from the masks
+  config.data.weak.drawn = 'scribbles'
+  with pytest.raises(UserError, match=r'\(3 have one of them, such as x3, x4'):
+    bench.check_images(config, [0])
+  splits['train'] = names[:3] + names[6:8]
+  (tmp_path / 'splits.json').write_text(json.dumps(splits))
+  bench.check_images(config, [0])
 
 
 def test_another_config_is_refused(bench, config):

@@ -44,12 +44,13 @@ class Regularizer(NamedTuple):
   # pixels as published), and of colours, in grey levels of 0..255.
   sigma_xy: float = 0.195
   sigma_rgb: float = 15.0
-  # The dense terms see means over squares of so many pixels a side; 2 as
-  # published.
-  shrink: int = 1
+  # The dense terms see means over squares of so many pixels a side; 0: as few
+  # as leave 64x64 pixels or less.
+  shrink: int = 0
   filter: str = 'auto'  # 'exact' or 'lattice', see jaxseg/ops/bilateral.py
   max_vertices: int = 0  # of the lattice; 0: automatic
-  # The dense CRF as published, -sum_k S_k' A S_k, of a weight such as 2e-9.
+  # The dense CRF as published, -sum_k S_k' A S_k of about 256x256 pixels, where
+  # the lattice gives half of the exact sum, with weights such as 2e-9.
   published_scale: bool = False
   # Of potts, see jaxseg/losses/graph.py.
   connectivity: int = 8
@@ -62,14 +63,16 @@ class Associations(NamedTuple):
 
   Attributes:
     within: float32 [N, K], S_k' A S_k.
-    degree: float32 [N, P], A times the pixels that count.
-    probabilities: float32 [N, P, K], 0 at pixels that do not count.
+    degree: float32 [N, P], A times `mask`.
+    probabilities: float32 [N, P, K], S; 0 at pixels that do not count.
+    mask: float32 [N, P], the part of each pixel that counts.
     overflow: bool [N], the lattice had no room for the image's colours.
   """
 
   within: jax.Array
   degree: jax.Array
   probabilities: jax.Array
+  mask: jax.Array
   overflow: jax.Array
 
 
@@ -177,13 +180,14 @@ def associations(
     ValueError: `shrink` does not divide H and W.
   """
   s = settings
-  images = shrunk(jax.lax.stop_gradient(images), s.shrink)
+  factor = s.shrink or automatic_shrink(images.shape[1:3])
+  images = shrunk(jax.lax.stop_gradient(images), factor)
   mask = jnp.ones((*probabilities.shape[:3], 1))
   if valid is not None:
     mask = mask * valid[..., None].astype(mask.dtype)
   # Means over the pixels that count; a square has as much weight as it has.
-  soft = shrunk(probabilities * mask, s.shrink)
-  mask = shrunk(mask, s.shrink)
+  soft = shrunk(probabilities * mask, factor)
+  mask = shrunk(mask, factor)
   flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
   soft, mask = flat(soft), flat(mask)
 
@@ -205,7 +209,25 @@ def associations(
   within = (soft * around).sum(1)
   # The value of S' A S, and its gradient 2 A S without a second filtering.
   within = 2 * within - jax.lax.stop_gradient(within)
-  return Associations(within, degree * mask[..., 0], soft, overflow)
+  return Associations(within, degree, soft, mask[..., 0], overflow)
+
+
+def automatic_shrink(size: tuple[int, int]) -> int:
+  """The smallest common divisor that leaves a longer side of 32 to 64 pixels.
+
+  Where none does, the largest that leaves 32 or more, or 1.
+
+  Args:
+    size: (H, W).
+  """
+  longer = max(size)
+  divisors = [
+    d
+    for d in range(1, max(2, longer // 32 + 1))
+    if size[0] % d == 0 and size[1] % d == 0
+  ]
+  fit = [d for d in divisors if longer // d <= 64]
+  return fit[0] if fit else divisors[-1]
 
 
 def shrunk(x: jax.Array, factor: int) -> jax.Array:
@@ -244,10 +266,13 @@ def dense_crf(
   within = a.within.sum(-1)
   if published_scale:
     return -within
-  total = jnp.maximum(a.degree.sum(-1), 1e-20)
+  total = jnp.maximum((a.degree * a.mask).sum(-1), 1e-20)
   if form == 'bilinear':
     return 1.0 - within / total
-  alone = (a.degree * jnp.square(a.probabilities).sum(-1)).sum(-1)
+  squares = jnp.square(a.probabilities).sum(-1)
+  # S is the probabilities times the mask, here wanted once and not twice.
+  squares = squares / jnp.where(a.mask > 0, a.mask, 1.0)
+  alone = (a.degree * squares).sum(-1)
   return (alone - within) / total
 
 
@@ -327,10 +352,10 @@ def check(where: str, settings: Regularizer, size: tuple[int, int]) -> None:
     raise UserError(
       f'{where}.ramp_up is {s.ramp_up}, must be a part of the steps, 0 to 1.'
     )
-  if s.shrink < 1 or any(side % s.shrink for side in size):
+  if s.shrink < 0 or (s.shrink and any(side % s.shrink for side in size)):
     raise UserError(
       f'{where}.shrink is {s.shrink}, must divide the {size[0]} and {size[1]} '
-      'pixels of a side (config.data.resolution, config.data.width).'
+      'pixels of a side (config.data.resolution, config.data.width), or be 0.'
     )
   if s.published_scale and s.form != 'bilinear':
     raise UserError(

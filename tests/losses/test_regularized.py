@@ -43,10 +43,12 @@ def energies(probabilities, image, settings):
   a = regularized.associations(probabilities, image, settings)
   return {
     'published': regularized.dense_crf(a, published_scale=True),
-    'quadratic': regularized.dense_crf(a, 'quadratic') * a.degree.sum(-1),
+    'quadratic': (
+      regularized.dense_crf(a, 'quadratic') * (a.degree * a.mask).sum(-1)
+    ),
     'bilinear': regularized.dense_crf(a),
     'ncut': regularized.normalized_cut(a),
-    'degree': a.degree.sum(-1),
+    'degree': (a.degree * a.mask).sum(-1),
   }
 
 
@@ -214,6 +216,29 @@ def test_squares_are_averaged(small):
   assert_allclose(found['crf'], regularized.dense_crf(a).mean(), rtol=1e-5)
   with pytest.raises(ValueError, match='must divide 6 and 8'):
     regularized.shrunk(images, 4)
+
+
+def test_squares_of_which_a_part_counts(small):
+  _, images, valid = small
+  s = Regularizer(shrink=2, filter='exact')
+  for p in (np.full((3, 6, 8, 3), 1 / 3), np.eye(3)[np.ones((3, 6, 8), int)]):
+    a = regularized.associations(p.astype(np.float32), images, s, valid)
+    assert 0 < float(a.mask.min()) < 1
+    assert_allclose(regularized.dense_crf(a, 'quadratic'), 0, atol=1e-6)
+  # Of one class alone nothing is cut.
+  assert_allclose(regularized.dense_crf(a), 0, atol=1e-6)
+  assert_allclose(regularized.normalized_cut(a), 0, atol=1e-6)
+  assert_allclose(a.mask, np.asarray(a.probabilities).sum(-1), rtol=1e-6)
+
+
+def test_automatic_squares():
+  sizes = {
+    (32, 32): 1, (64, 64): 1, (96, 96): 2, (224, 224): 4, (268, 268): 4,
+    (256, 512): 8, (1024, 1024): 16, (16, 16): 1, (148, 148): 4,
+  }  # fmt: skip
+  for size, wanted in sizes.items():
+    assert regularized.automatic_shrink(size) == wanted, size
+    regularized.check('r', Regularizer(), size)
 
 
 def test_no_gradient_reaches_the_image(small):
