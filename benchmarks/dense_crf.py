@@ -81,7 +81,7 @@ def make_logits(size: int) -> np.ndarray:
 def make_side(kind: str, image: np.ndarray, logits: np.ndarray) -> Side:
   """Compiles the loss and its gradient."""
   settings = regularized.Regularizer(
-    crf=1.0, sigma_xy=SIGMA_XY, sigma_rgb=SIGMA_RGB, filter=kind
+    crf=1.0, sigma_xy=SIGMA_XY, sigma_rgb=SIGMA_RGB, filter=kind, shrink=1
   )
 
   def loss(logits, image):

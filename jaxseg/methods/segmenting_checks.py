@@ -73,6 +73,11 @@ def check(
   if 'regularizer' in fields.args:
     settings = Regularizer(**fields.args.regularizer)
     regularized.check(f'{where}.args.regularizer', settings, fit.size(data))
+    if regularized.is_on(settings) and data.fit == 'pad':
+      writers.say(
+        f"{where}.args.regularizer: config.data.fit is 'pad', and the padding "
+        "counts as part of the image; with much of it take 'squeeze' or 'crop'."
+      )
   if data.strong.views < strong_views:
     raise UserError(
       f'config.data.strong.views is {data.strong.views}, but '
