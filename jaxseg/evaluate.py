@@ -75,7 +75,7 @@ def evaluate(
   """
   if split_names is None:
     split_names = config.eval.splits
-  wanted = resolve_splits(splits, split_names)
+  wanted = resolve_splits(splits, split_names, source)
   able = inference.systems(trained, crf=crf)
   chosen = _choose(able, systems, config.eval.refine)
   job = scoring.Job(trained, source, splits, config, output, crf)
@@ -99,12 +99,21 @@ def evaluate(
 
 
 def resolve_splits(
-  splits: data_splits.Splits, names: Sequence[str]
+  splits: data_splits.Splits,
+  names: Sequence[str],
+  source: sources.Source | None = None,
 ) -> list[str]:
   """Expands 'ood' to every out-of-domain split and drops empty splits.
 
+  Args:
+    splits: of the training run.
+    names: of splits, or 'ood'.
+    source: the data set, to see that labelled images have a full mask, which
+      those with drawn labels need not; None: not looked at.
+
   Raises:
-    UserError: an unknown name, or no image in any of them.
+    UserError: an unknown name, no image in any of them, or a labelled image
+      that cannot be scored.
   """
   known = scoring.ids_by_split(splits)
   found = []
@@ -120,10 +129,25 @@ def resolve_splits(
       )
   found = [name for name in dict.fromkeys(found) if known[name]]
   if not found:
-    raise UserError(
-      f'--splits (config.eval.splits): no image in {", ".join(names) or "()"},'
-      f' expected some of {", ".join(name for name in known if known[name])}'
+    none = (
+      f'--splits (config.eval.splits): no image in {", ".join(names) or "()"}, '
     )
+    there = [name for name in known if known[name]]
+    if there == ['labelled'] and source is not None and source.drawn:
+      raise UserError(
+        f'{none}since none has a full mask and does not train, expected some '
+        'to score; add labels/NAME.png of a few images and list these as '
+        "'test' in splits.json"
+      )
+    raise UserError(f'{none}expected some of {", ".join(there)}')
+  if 'labelled' in found and source is not None:
+    bare = [i for i in splits.labelled if not source.has_label(i)]
+    if bare:
+      raise UserError(
+        f"--splits (config.eval.splits): {len(bare)} of the images 'labelled' "
+        f'have no full mask (first {source.path(bare[0])}), expected one of '
+        "each to score them; leave 'labelled' out or add labels/NAME.png"
+      )
   return found
 
 
@@ -222,7 +246,8 @@ def main(argv: list[str]) -> None:
         config.eval[field] = args[field].value
     source, splits = _add_ood(config, splits, args)
     # Before the slow part:
-    _require(source, splits, resolve_splits(splits, config.eval.splits))
+    wanted = resolve_splits(splits, config.eval.splits, source)
+    _require(source, splits, wanted)
     output = Path(args.workdir) / 'evaluation'
     try:
       evaluate(

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 import jaxseg
 from jaxseg import gallery, inference, mean_field, report, workdir, writers
-from jaxseg.data import fit, pipeline, sources
+from jaxseg.data import annotated, fit, pipeline, sources
 from jaxseg.data import splits as data_splits
 from jaxseg.errors import UserError
 from jaxseg.inference import System
@@ -139,27 +139,38 @@ class Job:
 
   def truth(self, id_):
     """The label at its own size, void where the networks see nothing."""
+    return self.seen(self.original_label(id_))
+
+  def seen(self, label):
     data = self.config.data
-    return fit.seen(self.original_label(id_), fit.size(data), data.fit)
+    return fit.seen(label, fit.size(data), data.fit)
 
   def counts(self, id_):
     """Pixels of each class in the label of an image."""
-    label = self.truth(id_)
+    return self.count(self.truth(id_), self.source.path(id_))
+
+  def count(self, label, path):
     try:
       return segmentation.class_counts(label, len(self.names))
     except ValueError as error:
-      raise UserError(
-        f'{self.source.path(id_)}: {error}; correct the label file'
-      ) from None
+      raise UserError(f'{path}: {error}; correct the label file') from None
+
+  def trained_counts(self, id_):
+    """Pixels of each class that train; a tag counts once an image."""
+    drawn = self.source.drawn
+    if drawn is None:
+      return self.counts(id_)
+    if drawn.tags is not None:
+      return drawn.tags[id_].astype(np.int64)
+    label = annotated.view(self.source).label(id_)
+    return self.count(self.seen(label), drawn.paths[id_])
 
   def score_majority(self, split: str) -> None:
     """Scores the class that most training pixels have, unless it is done."""
     if self.results.has(split, MAJORITY):
       return
-    train, truth = (
-      sum(self.counts(id_) for id_ in ids)
-      for ids in (self.splits.labelled, self.ids[split])
-    )
+    train = sum(self.trained_counts(id_) for id_ in self.splits.labelled)
+    truth = sum(self.counts(id_) for id_ in self.ids[split])
     cm = segmentation.majority_class_baseline(train, truth)
     self.keep(split, None, cm, math.nan)
 

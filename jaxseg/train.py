@@ -220,7 +220,7 @@ def prepare(config: ConfigDict, workdir: str, mesh) -> Data:
   })  # fmt: skip
   check_transfers(config, data.num_classes)
   check_resources(config, workdir, data.num_classes, mesh)
-  evaluate.resolve_splits(data.splits, config.eval.splits)
+  evaluate.resolve_splits(data.splits, config.eval.splits, data.source)
   # Only now: what was refused must not tie the workdir to its config.
   if hosts.primary():
     workdirs.save_config(workdir, config)
