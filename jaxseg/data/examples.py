@@ -16,12 +16,15 @@ class Examples:
   """Images and labels of a source at the size that the networks see.
 
   Arrays are kept in `source.cache` when `config.data.cache` says so, whoever
-  asks first; they are shared and read-only.
+  asks first; they are shared and read-only. Masks of GrabCut, seconds of work
+  each, are kept whatever it says.
 
   Args:
     source: the data set.
     data_config: `config.data`.
-    full: whether full labels train, whatever `weak.kind` says.
+    full: whether full labels train, whatever `weak.kind` says; but boxes where
+      labels are boxes, since a method that takes them as such would misread
+      masks.
   """
 
   def __init__(self, source: Source, data_config: Any, full: bool = False):
@@ -34,8 +37,10 @@ class Examples:
     self._size = fit.size(data_config)
     self._fit = data_config.fit
     self._weak = data_config.weak
-    self._kind = '' if full else data_config.weak.kind
+    boxes = self._weak.kind == 'boxes' and not self._weak.refine
+    self._kind = '' if full and not boxes else self._weak.kind
     self._cache = source.cache if data_config.cache else None
+    self._refined = {} if source.cache is None else source.cache
     # What the arrays depend on: one source may serve several configs.
     self._made_by = {'image': (self._size, self._fit)}
     self._made_by['label'] = self._made_by['image']
@@ -88,14 +93,20 @@ class Examples:
 
   def _keep(self, kind, id_, array):
     array.flags.writeable = False
-    if self._cache is not None:
-      self._cache[kind, id_, self._made_by[kind]] = array
+    cache = self._cache_of(kind)
+    if cache is not None:
+      cache[kind, id_, self._made_by[kind]] = array
     return array
+
+  def _cache_of(self, kind):
+    refined = kind == 'weak' and self._weak.refine
+    return self._refined if refined else self._cache
 
   def _get(self, kind, id_):
     key = kind, id_, self._made_by[kind]
-    if self._cache is not None and key in self._cache:
-      return self._cache[key]
+    cache = self._cache_of(kind)
+    if cache is not None and key in cache:
+      return cache[key]
     if kind == 'image':
       return self.keep(kind, id_, self._source.image(id_))
     if kind == 'weak':

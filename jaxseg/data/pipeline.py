@@ -45,7 +45,8 @@ def train_batches(
   The batch of step k is a pure function of the arguments and k. Both streams
   reshuffle each time they have gone through their images. All processes
   together see the same batches whatever their number. Of the labelled images
-  `config.data.synthetic.part` are those of its folder, with full labels.
+  `config.data.synthetic.part` are those of its folder, with full labels, or
+  boxes made of these where labels are boxes.
 
   Args:
     source: the data set.

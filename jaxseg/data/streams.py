@@ -23,7 +23,7 @@ class Generated(NamedTuple):
   """Synthetic images of a labelled stream.
 
   Attributes:
-    examples: with full labels.
+    examples: with full labels, or boxes, see `Examples`.
     ids: of them.
     part: of the elements that are synthetic, in [0, 1].
   """

@@ -102,7 +102,9 @@ def test_labels_that_train(config):
     np.mean((f == full)[(f != 255) & (full != 255)]) for f in (boxes, refined)
   ]
   assert accuracy[1] > accuracy[0]
-  assert examples.training_label(id_) is refined
+  config.data.cache = False  # its masks are kept all the same
+  for kept in (examples, pipeline.Examples(source, config.data)):
+    assert kept.training_label(id_) is refined
   again = pipeline.Examples(source._replace(cache={}), config.data)
   np.testing.assert_array_equal(again.training_label(id_), refined)
 

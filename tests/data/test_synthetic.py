@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxseg import config as jaxseg_config
-from jaxseg.data import pipeline, sources, splits, synthetic
+from jaxseg.data import pipeline, sources, splits, synthetic, weak
 from jaxseg.data.inspection import checks
 from jaxseg.errors import DataError, UserError
 
@@ -127,6 +127,26 @@ def test_synthetic_labels_are_full(stream, config, kind):
   assert not void[made].any() and (void[~made] > 0.5).all()
   if kind == 'tags':
     assert all((b['tags'] == 1).all() for b in found)
+
+
+def test_synthetic_labels_are_boxes_where_labels_are(stream, config):
+  """Masks would be read as filled boxes; refined boxes are masks."""
+  config.data.weak.kind = 'boxes'
+  found = stream(0, 4)
+  made = numbers(found) >= MADE
+  label = np.concatenate([b['label'] for b in found])[made]
+  image = np.concatenate([b['image'] for b in found])[made]
+  level = (image[..., 0] + 1) * 127.5
+  masks = level - level.min((1, 2), keepdims=True) > 50
+  for mask, found in zip(masks, label, strict=True):
+    wanted = weak.weaken(mask.astype(np.uint8), 'boxes', num_classes=2)
+    np.testing.assert_array_equal(found, wanted)
+  config.data.weak.refine = 'grabcut'
+  config.data.synthetic.part = 1.0
+  for b in stream(0, 1):
+    level = (b['image'][..., 0] + 1) * 127.5
+    mask = level - level.min((1, 2), keepdims=True) > 50
+    np.testing.assert_array_equal(b['label'], mask)
 
 
 def test_off(root, stream, config):
