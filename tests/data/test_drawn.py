@@ -256,6 +256,26 @@ def test_nothing_of_that_name_or_kind(root, draw, kind, name, sentence):
   assert '\n' not in str(error.value)
 
 
+def test_unused_drawings_are_told(root, draw, config, capsys):
+  def told(kind, name=''):
+    source, drawn = draw(kind, name)
+    capsys.readouterr()
+    checks.check(source, drawn, config.data)
+    return [x for x in capsys.readouterr().err.split('\n') if 'drawn' in x]
+
+  (root / 'tags.csv').write_text('000,cat')
+  (line,) = told('scribbles')
+  assert line.endswith('drawn set --config.data.weak.drawn=scribbles')
+  (line,) = told('boxes')
+  assert 'scribbles, tags.csv: not used' in line
+  assert 'kind=scribbles and --config.data.weak.drawn=scribbles' in line
+  assert not told('scribbles', 'scribbles') and not told('')
+  for path in (root / 'labels').iterdir():
+    path.unlink()
+  with pytest.raises(UserError, match='--config.data.weak.drawn=scribbles'):
+    draw('scribbles', '')
+
+
 def test_sources_without_annotations(draw, config):
   config.data.source = 'digits'
   with pytest.raises(UserError, match="config.data.source is 'digits'"):

@@ -185,8 +185,9 @@ def read_tags(
         kind='listed_twice',
       )
     found[image] = np.zeros(len(class_names), np.float32)
+    where = f'{path}: {image[:80]!r}'
     for name in classes:
-      found[image][parsing.class_id(path, name, class_names)] = 1
+      found[image][parsing.class_id(where, name, class_names)] = 1
   return found
 
 

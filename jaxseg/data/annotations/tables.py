@@ -98,13 +98,21 @@ def tag_lines(
     class_names: names in the order of their ids.
 
   Raises:
-    DataError: no CSV; what is neither 0 nor 1 in the column of a class.
+    DataError: no CSV; a first line of which some names alone are classes;
+      what is neither 0 nor 1 in the column of a class.
   """
   lines = csv_lines(path, text, 'image, class, class, ...')
   if not lines or lines[0][1][0].casefold() != IMAGE:
     return [(cells[0], _split(cells[1:])) for _, cells in lines]
   header = lines[0][1][1:]
-  if not header or not set(header) <= set(class_names):
+  unknown = [name for name in header if name not in class_names]
+  if unknown and len(unknown) < len(header):
+    raise DataError(
+      f'{path}: line {lines[0][0]} names {unknown[0][:80]!r} among the classes,'
+      f' expected some of {", ".join(class_names)}; correct it',
+      kind='unknown_class',
+    )
+  if unknown or not header:
     return [(cells[0], _split(cells[1:])) for _, cells in lines[1:]]
   entries = []
   for number, (image, *cells) in lines[1:]:

@@ -78,6 +78,7 @@ def load(
     label_files.volumes, found.volumes.keys(), found.files
   )
   problems += layout.unread_labels(root)
+  problems += layout.unused_drawings(root, weak)
   problems += layout.masks_among(
     root / 'images' if (root / 'images').is_dir() else root, found.files.keys()
   )

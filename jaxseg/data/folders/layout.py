@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from jaxseg.data.formats import images
 from jaxseg.data.problems import Problem, printable, some
@@ -21,6 +22,12 @@ _MEANT = {
     re.IGNORECASE,
   ),
 }
+# Usual names of what people drew, and its `config.data.weak.kind`.
+_DRAWN = {
+  'scribbles': 'scribbles', 'clicks': 'clicks', 'polygons': 'polygons',
+  'boxes': 'boxes', 'boxes.csv': 'boxes', 'tags.csv': 'tags',
+  'tags.json': 'tags',
+}  # fmt: skip
 _MASK = re.compile(
   r'(.+)[_\-. ](masks?|seg|segmentation|labels?|gt|ground_?truth|annotation|'
   r'lesion|superpixels)',
@@ -86,6 +93,30 @@ def unread_labels(root: pathlib.Path) -> Iterator[Problem]:
       'the folder is not read and there is none of the name labels, so no '
       "image has a label; if it holds them, rename it 'labels'",
     )  # fmt: skip
+
+
+def unused_drawings(root: pathlib.Path, weak: Any) -> Iterator[Problem]:
+  """Yields a note if weak labels are made although some seem to be drawn.
+
+  Args:
+    root: the data folder.
+    weak: `config.data.weak`; None: the set only scores.
+  """
+  if weak is None or not weak.kind or weak.drawn:
+    return
+  names = [n for n in _DRAWN if (root / n).exists()]
+  # Those of the kind that is asked for first.
+  names.sort(key=lambda n: _DRAWN[n] != weak.kind)
+  if not names:
+    return
+  first = names[0]
+  kind = f'--config.data.weak.kind={_DRAWN[first]} and '
+  yield Problem(
+    'note', 'no_labels', str(root / first),
+    f'{some(names)}: not used, though people may have drawn it; {weak.kind} '
+    'are made from the full masks in labels/; to train on what was drawn set '
+    f'{kind * (_DRAWN[first] != weak.kind)}--config.data.weak.drawn={first}',
+  )  # fmt: skip
 
 
 def masks_among(

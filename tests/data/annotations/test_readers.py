@@ -243,12 +243,23 @@ def test_bad_boxes(write, before, after, said):
 @pytest.mark.parametrize(
   'name, content, said, kind',
   [
-    ('t.csv', 'a,cat\nb,horse\n', "no class 'horse'", 'unknown_class'),
+    (
+      't.csv',
+      'a,cat\nb,horse\n',
+      "'b': there is no class 'horse'",
+      'unknown_class',
+    ),
+    ('t.csv', 'image,cat,dgo\na,1,0\n', "line 1 names 'dgo'", 'unknown_class'),
     ('t.csv', 'a,cat,7\n', "no class '7'", 'unknown_class'),
     ('t.csv', 'a,cat\na,dog\n', "'a' is listed twice", 'listed_twice'),
     ('t.csv', 'a,' + 'x' * 200_000, 'not readable CSV', 'bad_csv'),
     ('t.json', '{"a": ["cat"], "a": []}', "'a' is listed", 'listed_twice'),
-    ('t.json', '{"a": ["cow"]}', "no class 'cow'", 'unknown_class'),
+    (
+      't.json',
+      '{"a": ["cow"]}',
+      "'a': there is no class 'cow'",
+      'unknown_class',
+    ),
     ('t.json', '{"a": "cat"}', 'holds no tags', 'bad_json'),
     ('t.json', '{"a": [{"cat": 1}]}', 'holds no tags', 'bad_json'),
     ('t.json', '["cat"]', 'holds no tags', 'bad_json'),
