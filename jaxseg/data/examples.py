@@ -138,11 +138,14 @@ class Examples:
       resize = fit.label if drawn.kind == 'polygons' else fit.strokes
       return resize(drawn.label(id_), self._size, self._fit)
     shape = self._source.image(id_).shape[:2]
-    boxes = fit.boxes(drawn.boxes(id_), shape, self._size, self._fit)
+    move = lambda beyond: fit.boxes(
+      drawn.boxes(id_), shape, self._size, self._fit, beyond
+    )
     if self._weak.refine:
-      label = self._refine(id_, boxes)
+      label = self._refine(id_, move(0))
     else:
-      label = weak.draw_boxes(boxes, self._size, self._weak.width)
+      width = self._weak.width
+      label = weak.draw_boxes(move(width), self._size, width)
     outside = fit.label(np.zeros(shape, np.uint8), self._size, self._fit)
     label[outside == images.VOID] = images.VOID
     return label

@@ -143,7 +143,11 @@ def strokes(array: np.ndarray, target: Size, policy: str) -> np.ndarray:
 
 
 def boxes(
-  found: Sequence[Box], shape: tuple[int, int], target: Size, policy: str
+  found: Sequence[Box],
+  shape: tuple[int, int],
+  target: Size,
+  policy: str,
+  beyond: int = 0,
 ) -> list[Box]:
   """Brings boxes to the rectangle of the networks.
 
@@ -152,6 +156,7 @@ def boxes(
     shape: (H, W) of the image.
     target: see `region`.
     policy: see `region`.
+    beyond: pixels that boxes may reach out of the rectangle; 0: they are cut.
 
   Returns:
     Those that the networks see, each of a pixel or more.
@@ -160,20 +165,20 @@ def boxes(
   r = region(shape, target, policy)
   moved = []
   for class_id, top, left, bottom, right in found:
-    top, bottom = _moved(top, bottom, r.top, height / r.height, height)
-    left, right = _moved(left, right, r.left, width / r.width, width)
+    top, bottom = _moved(top, bottom, r.top, height / r.height, height, beyond)
+    left, right = _moved(left, right, r.left, width / r.width, width, beyond)
     if top < bottom and left < right:
       moved.append((class_id, top, left, bottom, right))
   return moved
 
 
-def _moved(first, last, start, scale, length):
-  """Scales an interval, cut to [0, length); empty only where it is outside."""
+def _moved(first, last, start, scale, length, beyond):
+  """Scales an interval, cut to [0, length) or so; empty only if outside."""
   first, last = (first - start) * scale, (last - start) * scale
   if last <= 0 or first >= length:
     return 0, 0
-  low = min(max(round(first), 0), length - 1)
-  return low, min(max(round(last), low + 1), length)
+  low = min(max(round(first), -beyond), length - 1)
+  return low, min(max(round(last), low + 1, 1), length + beyond)
 
 
 def seen(array: np.ndarray, target: Size, policy: str) -> np.ndarray:

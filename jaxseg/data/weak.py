@@ -183,7 +183,8 @@ def draw_boxes(
   """Fills boxes as a weak label, smaller ones over larger ones.
 
   Args:
-    boxes: (class id, top, left, bottom, right).
+    boxes: (class id, top, left, bottom, right); they may reach out of the
+      label, so that a box that is cut there has no band at the cut.
     size: (height, width) of the label.
     width: of the void band along the edges, in pixels.
 
@@ -201,7 +202,10 @@ def draw_boxes(
     # The band must leave something of a small box.
     dy = min(inner, (bottom - top - 1) // 2)
     dx = min(inner, (right - left - 1) // 2)
-    label[top + dy : bottom - dy, left + dx : right - dx] = class_id
+    label[
+      max(0, top + dy) : max(0, bottom - dy),
+      max(0, left + dx) : max(0, right - dx),
+    ] = class_id
   return label
 
 

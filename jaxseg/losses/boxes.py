@@ -7,7 +7,10 @@ outside of all, 255 along the edges. A pixel inside may be of the class or not:
   tight    of each row and column that crosses boxes of class k, some pixel
            inside them is of class k (Lempitsky et al., ICCV 2009); as bags,
            -log max p_k (Hsu et al., Weakly Supervised Instance Segmentation
-           using the Bounding Box Tightness Prior, NeurIPS 2019, equation 4);
+           using the Bounding Box Tightness Prior, NeurIPS 2019, equation 4).
+           Not of rows that are inside a box at the left or right border of
+           the image, nor of such columns at the top or bottom: there the box
+           may go on with what it is tight around, as after a crop;
   size     the part of the boxes of class k that is of class k lies between two
            bounds, a quadratic penalty beyond (Kervadec et al., Constrained-CNN
            losses for weakly supervised segmentation, MedIA 2019, equation 4);
@@ -73,14 +76,16 @@ def tightness(probabilities: jax.Array, inside: jax.Array) -> jax.Array:
 
   Args:
     probabilities: [N, H, W, F] of the foreground classes.
-    inside: the same shape, 1 inside boxes of the class.
+    inside: the same shape, 1 inside boxes of the class, else 0.
 
   Returns:
-    scalar; 0 without boxes.
+    scalar; 0 without rows and columns that count, see the module.
   """
   total, count = 0.0, 0.0
   for axis in (1, 2):
-    bag = inside.max(axis)
+    lines = jnp.moveaxis(inside, axis, 1)
+    whole = 1 - jnp.maximum(lines[:, 0], lines[:, -1])
+    bag = lines.max(1) * whole
     best = (probabilities * inside).max(axis)
     total += -(jnp.log(jnp.maximum(best, SMALLEST)) * bag).sum()
     count += bag.sum()

@@ -201,6 +201,21 @@ def test_boxes(root, draw, config):
   assert (large[8] != 1).all()
 
 
+def test_boxes_have_no_band_where_they_are_cut(root, draw, config):
+  """So that it is known where they are, see `jaxseg.losses.boxes`."""
+  image = np.zeros((32, 48), np.uint8)
+  save(root / 'images/000.png', image)
+  save(root / 'labels/000.png', image)
+  write_boxes(root, '000,cat,0,4,20,20', '000,dog,22,30,30,48')
+  config.data.fit, config.data.weak.width = 'crop', 2  # columns 8 to 40
+  source, _ = draw('boxes', 'boxes.csv')
+  (found,) = labels_of(source, config, ['000'])
+  expected = np.zeros((32, 32), np.uint8)
+  expected[:21, :13], expected[1:19, :11] = 255, 1
+  expected[21:31, 21:], expected[23:29, 23:] = 255, 2
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_xml_boxes(root, draw, config):
   (root / 'Annotations').mkdir()
   (root / 'Annotations/002.xml').write_text(BOX)

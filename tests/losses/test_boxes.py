@@ -27,8 +27,10 @@ def boxed():
   return logits.astype(np.float32), label
 
 
-def test_in_loops(boxed):
-  logits, label = boxed
+@pytest.mark.parametrize('cut', [0, 1, 2])
+def test_in_loops(boxed, cut):
+  """Of a cut image too, whose boxes reach its left and upper border."""
+  logits, label = (x[:, cut:, cut:] for x in boxed)
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   bags, filled, other, outside = [], [], [], []
   for image, ids in zip(p, label, strict=True):
@@ -39,8 +41,9 @@ def test_in_loops(boxed):
         continue
       for axis in (0, 1):
         for line in {at[axis] for at in inside}:
-          of_line = [image[at][k] for at in inside if at[axis] == line]
-          bags.append(-np.log(max(of_line)))
+          of_line = [at for at in inside if at[axis] == line]
+          if not {at[1 - axis] for at in of_line} & {0, len(ids) - 1}:
+            bags.append(-np.log(max(image[at][k] for at in of_line)))
       part = np.mean([image[at][k] for at in inside])
       filled.append(max(0, 0.5 - part) ** 2 + max(0, part - 0.6) ** 2)
       other += [-np.log(image[at][0] + image[at][k]) for at in inside]
@@ -66,6 +69,27 @@ def test_the_mask_of_an_ellipse_satisfies_them():
   full, terms = boxes.constraints(logits(~(ellipse & False)), label, Boxes())
   assert terms['outside'] > 1 and terms['tight'] < 1e-3
   assert good < 0.1 * min(none, full)
+
+
+def test_of_a_cut_box_the_cut_lines_say_nothing():
+  """An L whose upright is cut off: its box's upper rows are empty."""
+  shape = np.zeros((12, 12), np.uint8)
+  shape[2:10, 2:4], shape[8:10, 2:10] = 1, 1
+  label = weak.draw_boxes(weak.boxes(shape, 2), (12, 12), 1)
+  p, inside = (x[None, ..., None].astype(np.float32) for x in (shape, label))
+  tight = lambda first: boxes.tightness(
+    p[:, :, first:], (inside == 1)[:, :, first:].astype(np.float32)
+  )
+  assert tight(0) < 1e-3  # whole
+  assert tight(5) < 1e-3  # rows say nothing, columns hold
+  rows = (inside == 1)[:, :, 5:].any(2).sum()
+  columns = (inside == 1)[:, :, 5:].any(1).sum()
+  assert rows == 6 and columns == 4
+  # Empty, the columns alone count.
+  empty = boxes.tightness(
+    0 * p[:, :, 5:], (inside == 1)[:, :, 5:].astype(np.float32)
+  )
+  assert_allclose(empty, -np.log(boxes.SMALLEST), rtol=1e-5)
 
 
 def test_they_lead_to_an_object_in_every_row(boxed):
