@@ -14,6 +14,11 @@ from jaxseg.losses.regularized import Regularizer
 from jaxseg.methods import accumulation
 from jaxseg.nets import imagenet, segmenters
 
+# Methods that never look at unlabelled images, and those that never have them
+# in one batch with labelled ones, or always.
+LABELS_ALONE = ('supervised', 'cam', 'sec')
+NEVER_JOINED = (*LABELS_ALONE, 'adv_ssl', 'bcp')
+
 
 def check(
   where: str,
@@ -44,7 +49,9 @@ def check(
         f'{where}.args.net.{name}={getattr(net, name)!r} has no effect: '
         f'{net.arch} with norm {net.norm!r} does not have it.'
       )
-  if net.joint_norm and fields.method in ('supervised', 'adv_ssl', 'bcp'):
+  _tell_unread_images(where, fields)
+  joins = fields.method != 'weak' or fields.unlabelled_batch_size
+  if net.joint_norm and (fields.method in NEVER_JOINED or not joins):
     writers.say(
       f'{where}.args.net.joint_norm=True has no effect: {fields.method} never '
       'has labelled and unlabelled images in one batch, or always.'
@@ -98,6 +105,26 @@ def _check_labels(where, fields, data, tags):
     raise UserError(
       f"config.data.weak.kind is 'tags', but {where} ({fields.method}) learns "
       'from labelled pixels, of which tags have none; take another kind.'
+    )
+
+
+def _tell_unread_images(where, fields):
+  """Says that unlabelled images are read for nothing."""
+  size = fields.unlabelled_batch_size
+  if not size:
+    return
+  if fields.method in LABELS_ALONE:
+    writers.say(
+      f'{where}.unlabelled_batch_size={size} has no effect: {fields.method} '
+      'learns from labelled images alone.'
+    )
+  elif fields.method == 'weak' and not regularized.is_on(
+    Regularizer(**fields.args.regularizer)
+  ):
+    writers.say(
+      f'{where}.unlabelled_batch_size={size} has no effect but on batch '
+      f'statistics: {fields.method} learns from unlabelled images through '
+      f'{where}.args.regularizer, whose weights are all 0.'
     )
 
 

@@ -179,12 +179,16 @@ def check(where: str, fields: Any, data: Any) -> None:
   if args.supervision != 'boxes':
     return
   kind, turned = data.weak.kind, ('rotate', 'shear', 'elastic')
-  if kind != 'boxes' or data.weak.get('refine', ''):
-    found = f'{kind!r}' + (' refined to masks' if kind == 'boxes' else '')
+  if kind == 'boxes' and data.weak.refine:
+    raise UserError(
+      f"{where}.args.supervision is 'boxes', but boxes become masks by "
+      f'config.data.weak.refine={data.weak.refine!r}; set '
+      f"{where}.args.supervision to 'pixels', or config.data.weak.refine to ''."
+    )
+  if kind != 'boxes':
     raise UserError(
       f"{where}.args.supervision is 'boxes', but config.data.weak.kind is "
-      f"{found}; set it to 'boxes' and config.data.weak.refine to '', or "
-      f"{where}.args.supervision to 'pixels'."
+      f"{kind!r}; set it to 'boxes', or {where}.args.supervision to 'pixels'."
     )
   for name in turned:
     if data.augment[name] and args.box.tight:

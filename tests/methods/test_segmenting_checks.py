@@ -105,3 +105,26 @@ def test_joint_norm_where_it_changes_nothing(capsys):
     config_of({'s': (method, dict(net=net, unlabelled_batch_size=8))})
     said = ''.join(capsys.readouterr())
     assert 'config.s.args.net.joint_norm=True has no effect' in said
+
+
+@pytest.mark.parametrize('method, args, size, told', (
+  ('supervised', {}, 8, ('joint_norm', 'unlabelled_batch_size=8')),
+  ('cam', {}, 8, ('joint_norm', 'unlabelled_batch_size=8')),
+  ('sec', {'seed': 0.0}, 8, ('joint_norm', 'unlabelled_batch_size=8')),
+  ('sec', {'seed': 0.0}, 0, ('joint_norm',)),
+  ('weak', {}, 8, ('unlabelled_batch_size=8',)),
+  ('weak', {}, 0, ('joint_norm',)),
+  ('weak', {'regularizer': {'potts': 1.0}}, 8, ()),
+))  # fmt: skip
+def test_unlabelled_images_without_effect(method, args, size, told, capsys):
+  c = jaxseg.config.default().unlock()
+  c.data.resolution = 64
+  c.data.weak.kind = 'tags' if method in ('cam', 'sec') else ''
+  fields = jaxseg.config.stage(
+    method, net=NARROW | {'joint_norm': True}, unlabelled_batch_size=size,
+    **args,
+  )  # fmt: skip
+  jaxseg.config.check(jaxseg.config.add_stages(c, s=fields))
+  said = ''.join(capsys.readouterr())
+  found = [x for x in ('joint_norm', 'unlabelled_batch_size=8') if x in said]
+  assert said.count('has no effect') == len(told) and found == list(told)

@@ -189,6 +189,8 @@ def settings(**args):
     ({'box': {'size': -1.0}}, {}, 'args.box.size is -1.0'),
     ({'supervision': 'boxes'}, {'weak.kind': 'scribbles'},
      "weak.kind is 'scribbles'; set it to 'boxes'"),
+    ({'supervision': 'boxes'}, {'weak.kind': 'boxes', 'weak.refine': 'grabcut'},
+     "refine='grabcut'; set config.weak.args.supervision to 'pixels', or"),
     ({'supervision': 'boxes'}, {'weak.kind': 'boxes', 'augment.rotate': 10.0},
      'augment.rotate is 10.0, but config.weak.args.box.tight'),
     ({}, {'weak.kind': 'tags'}, "weak.kind is 'tags', but"),
