@@ -85,7 +85,7 @@ class Loop:
       run.config, run.mesh
     )
     self.predict = jitted(run.method.predict and labels(run.method))
-    self.skipped = 0
+    self.skipped, self.overflow_told = 0, False
     self.progress = self.writer = self.batches = None
 
   def run(self, state: TrainState) -> TrainState:
@@ -173,8 +173,28 @@ class Loop:
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     self.check(health, values)
     self.writer.write_scalars(step, values)
-    shown = {k: v for k, v in values.items() if k not in ('r1', 'r1_m', 'path')}
+    self.tell_overflow(step, values)
+    hidden = 'r1', 'r1_m', 'path', *overflows(values)
+    shown = {k: v for k, v in values.items() if k not in hidden}
     writers.say(self.progress.line(step, shown))
+
+  def tell_overflow(self, step, values) -> None:
+    """Says once that terms that follow edges are wrong."""
+    part = max([0.0, *overflows(values).values()])
+    if not part > 0 or self.overflow_told:
+      return
+    self.overflow_told = True
+    fields = [
+      f'config.{self.run_.stage}.args.{name}.max_vertices'
+      for name, value in self.fields.args.items()
+      if isinstance(value, ConfigDict) and 'max_vertices' in value
+    ]
+    writers.say(
+      f'{self.run_.stage} step {step}: the lattice has no room for the colours '
+      f'of {part:.2%} of the images, whose terms that follow edges are wrong '
+      f'or left out; raise {" or ".join(fields)} (0: one for each pixel, at '
+      'least 16384)'
+    )
 
   def check(self, health, metrics) -> None:
     """Tells of steps without effect; raises Spoilt when all are."""
@@ -246,6 +266,11 @@ class Loop:
       ]
     )
     self.writer.write_images(step, {'samples': grid})
+
+
+def overflows(values: dict[str, float]) -> dict[str, float]:
+  """Of the metrics, the parts of images for which a lattice is too small."""
+  return {k: v for k, v in values.items() if 'lattice_overflow' in k}
 
 
 def labels(method: Method):

@@ -44,6 +44,10 @@ def folder(tmp_path):
   return tmp_path
 
 
+# A lattice that is too small for noise.
+SMALL = {'crf': 0.1, 'filter': 'lattice', 'max_vertices': 40}
+
+
 def config_of(folder, kind, drawn, method):
   c = jaxseg_config.default()
   c.data.source, c.data.channels = f'folder:{folder}', 1
@@ -51,9 +55,11 @@ def config_of(folder, kind, drawn, method):
   c.data.weak.kind, c.data.weak.drawn = kind, drawn
   c.eval.splits, c.eval.batch_size, c.mesh.data = ('test',), 2, 1
   c.compilation_cache = ''
+  more = {'regularizer': SMALL} if method == 'weak' else {}
   stage = jaxseg_config.stage(
-    method, net=NET, total_steps=2, batch_size=2, picture_every=0
-  )
+    method, net=NET, total_steps=2, batch_size=2, picture_every=0,
+    log_every=1, **more,
+  )  # fmt: skip
   return jaxseg_config.add_stages(c, one=stage)
 
 
@@ -65,7 +71,7 @@ def config_of(folder, kind, drawn, method):
   ],
 )
 def test_train_and_score(
-  folder, tmp_path, monkeypatch, kind, drawn, method, wanted
+  folder, tmp_path, monkeypatch, capsys, kind, drawn, method, wanted
 ):
   config, workdir = config_of(folder, kind, drawn, method), tmp_path / 'run'
   baseline, counted = segmentation.majority_class_baseline, []
@@ -76,6 +82,12 @@ def test_train_and_score(
 
   monkeypatch.setattr(segmentation, 'majority_class_baseline', record)
   train.train(config, str(workdir))
+  told = capsys.readouterr().out
+  assert told.count('raise config.one.args.regularizer.max_vertices') == (
+    method == 'weak'
+  )
+  assert 'step 1: the lattice has no room' in told or method == 'cam'
+  assert 'lattice_overflow' not in told
   assert counted == [(wanted, 2 * 32 * 32)]
   splits = data_splits.load_splits(workdir / 'splits.json')
   source = sources.load(config.data)

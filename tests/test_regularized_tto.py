@@ -79,6 +79,29 @@ def test_the_loss_has_the_term():
   assert inversion.follow_edges(target, Regularizer()) is None
 
 
+def test_without_room_in_the_lattice_labels_have_no_say():
+  target, codes = problem()
+  # A plain image needs few vertices, noise many.
+  noise = np.random.default_rng(0).uniform(-1, 1, target[:1].shape)
+  images = np.concatenate([0 * target[:1], noise.astype(np.float32)])
+  logits = rendered(codes[:2])[1]
+  narrow = CRF._replace(filter='lattice', sigma_xy=0.5, max_vertices=60)
+
+  @quick_jit
+  def losses(logits):
+    loss = inversion.follow_edges(images, narrow)
+    (_, found), grads = jax.value_and_grad(
+      lambda x: (loss(x).sum(), loss(x)), has_aux=True
+    )(logits)
+    _, terms = regularized.per_image(logits, images, narrow)
+    return found, grads, terms['lattice_overflow']
+
+  found, grads, flags = losses(logits)
+  assert_array_equal(flags, [0, 1])
+  assert found[0] > 0.01 and found[1] == 0
+  assert jnp.abs(grads[0]).max() > 0 and not grads[1].any()
+
+
 def test_labels_become_those_of_their_own_image():
   target, codes = problem()
   found = invert(target, codes, CRF).w_plus

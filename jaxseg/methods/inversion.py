@@ -207,13 +207,20 @@ def follow_edges(
     temperature: of the softmax of the rendered logits [N, R, R, K].
 
   Returns:
-    None with all weights 0.
+    None with all weights 0. Of an image for whose colours the lattice has no
+    room (`max_vertices`) the loss is 0, rather than wrong: it is inverted as
+    without one.
   """
   if not regularized.is_on(settings):
     return None
-  return lambda logits: regularized.per_image(
-    logits / temperature, images, settings
-  )[0]
+
+  def label_loss(logits):
+    found, terms = regularized.per_image(logits / temperature, images, settings)
+    if 'lattice_overflow' not in terms:
+      return found
+    return jnp.where(terms['lattice_overflow'] > 0, 0.0, found)
+
+  return label_loss
 
 
 def check_regularizer(

@@ -126,7 +126,8 @@ def make(
         terms['expand'] = tag_losses.expand(p, part['tags'], pool)
         total += expand * terms['expand']
       if constrain:
-        refined = refine(p, shrunk(part['image'], size), crf)
+        refined, overflow = refine(p, shrunk(part['image'], size), crf)
+        terms['lattice_overflow'] = overflow.mean()
         terms['constrain'] = tag_losses.constrain(p, refined)
         total += constrain * terms['constrain']
       return total, ((stats, terms | {'loss': total}), ())
@@ -171,7 +172,7 @@ def shrunk(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def refine(
   probabilities: jax.Array, images: jax.Array, settings: CRF
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """What a dense CRF makes of predictions, without gradient.
 
   Args:
@@ -180,11 +181,14 @@ def refine(
     settings: of the CRF.
 
   Returns:
-    float32 [N, h, w, K], at least about 1e-4 each as in SEC, sums to 1.
+    (float32 [N, h, w, K], at least about 1e-4 each as in SEC, sums to 1;
+    float32 [N], 1 where the lattice was too small and nothing was done).
   """
   unary = jnp.log(jax.lax.stop_gradient(probabilities))
-  found = jnp.maximum(dense_crf.mean_field(unary, images, settings), FLOOR)
-  return jax.lax.stop_gradient(found / found.sum(-1, keepdims=True))
+  found, lacks = dense_crf.mean_field_and_shortage(unary, images, settings)
+  found = jnp.maximum(found, FLOOR)
+  found = jax.lax.stop_gradient(found / found.sum(-1, keepdims=True))
+  return found, (lacks != 0).astype(jnp.float32)
 
 
 def check(where: str, fields: Any, data: Any) -> None:
