@@ -106,7 +106,7 @@ def regularize(
   Returns:
     (scalar, {name: scalar, not weighted}); (0, {}) with all weights 0.
     'lattice_overflow' among them is the part of the images for which
-    `max_vertices` is too low.
+    `max_vertices` is too low, whose dense terms are 0.
   """
   total, found = per_image(
     logits, images, settings, valid=valid, unlabelled=unlabelled
@@ -152,14 +152,16 @@ def dense(
   """The terms of the dense kernel that have a weight, {name: float32 [N]}."""
   s = settings
   a = associations(probabilities, images, s, valid)
-  found = {'lattice_overflow': a.overflow.astype(jnp.float32)}
+  found = {}
   if s.crf:
     found['crf'] = dense_crf(a, s.form, s.published_scale)
   if s.ncut:
     found['ncut'] = normalized_cut(a)
   if s.clustering:
     found['clustering'] = kernel_clustering(a)
-  return found
+  # A lattice without room would push labels anywhere.
+  found = {name: jnp.where(a.overflow, 0.0, x) for name, x in found.items()}
+  return found | {'lattice_overflow': a.overflow.astype(jnp.float32)}
 
 
 def associations(

@@ -273,10 +273,11 @@ def test_a_lattice_without_room_is_told(small):
   s = Regularizer(crf=1.0, filter='lattice', max_vertices=8, sigma_xy=0.05)
   found = regularized.regularize(logits, images, s)[1]
   assert found['lattice_overflow'] == 1
+  assert found['crf'] == 0
   roomy = regularized.regularize(
     logits, images, s._replace(max_vertices=0)
   )[1]  # fmt: skip
-  assert roomy['lattice_overflow'] == 0
+  assert roomy['lattice_overflow'] == 0 and roomy['crf'] > 0
 
 
 @pytest.mark.parametrize(
