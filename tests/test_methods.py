@@ -65,9 +65,6 @@ TINY = {
       filter='exact',
     ),
   ),
-  'weak-boxes': dict(
-    net=NET, supervision='boxes', regularizer=Regularizer(potts=0.1)
-  ),
   'unimatch': dict(net=BATCH_NORM),
   'cam': dict(net=BATCH_NORM, head=Head(0, 8)),
   'sec': dict(net=BATCH_NORM, head=Head(0, 8), grid=8),
