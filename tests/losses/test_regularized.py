@@ -200,9 +200,8 @@ def test_edges_are_where_labels_may_change():
   along, across = side(x < 4), side(y < 4)
   for name in ('crf', 'ncut', 'clustering', 'potts'):
     s = Regularizer(**{name: 1.0}, filter='exact', sigma_xy=0.5)
-    cost = lambda logits, s=s: float(
-      regularized.regularize(jnp.asarray(logits, jnp.float32), image, s)[0]
-    )
+    run = quick_jit(lambda x, s=s: regularized.regularize(x, image, s)[0])
+    cost = lambda logits, run=run: run(logits.astype(np.float32))
     assert cost(along) < 0.6 * cost(across), name
 
 
@@ -271,12 +270,11 @@ def test_an_absent_class_and_no_valid_pixel_are_finite(small):
 def test_a_lattice_without_room_is_told(small):
   logits, images, _ = small
   s = Regularizer(crf=1.0, filter='lattice', max_vertices=8, sigma_xy=0.05)
-  found = regularized.regularize(logits, images, s)[1]
+  run = quick_jit(regularized.regularize, static_argnums=2)
+  found = run(logits, images, s)[1]
   assert found['lattice_overflow'] == 1
   assert found['crf'] == 0
-  roomy = regularized.regularize(
-    logits, images, s._replace(max_vertices=0)
-  )[1]  # fmt: skip
+  roomy = run(logits, images, s._replace(max_vertices=0))[1]
   assert roomy['lattice_overflow'] == 0 and roomy['crf'] > 0
 
 
