@@ -102,6 +102,29 @@ def parts_of(previous: TrainState, like: PyTree, method_name: str) -> PyTree:
   return transfer(like, averaged)
 
 
+def begin(
+  state: TrainState, previous: TrainState | None, method_name: str
+) -> TrainState:
+  """The state before the first step, with what an earlier stage has for it.
+
+  Args:
+    state: fresh, of network 'seg'.
+    previous: the earlier stage's final state; None: there is none.
+    method_name: of the stage that begins, for messages.
+
+  Raises:
+    UserError: see `parts_of`.
+  """
+  if previous is None:
+    return state
+  ema = parts_of(previous, state.ema['seg'], method_name)
+  return state.replace(
+    params={'seg': ema['params']},
+    extra={'seg': ema['batch_stats']},
+    ema={'seg': ema},
+  )
+
+
 def _shapes(tree):
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): x.shape

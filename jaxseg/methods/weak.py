@@ -86,15 +86,7 @@ def make(
   )  # fmt: skip
 
   def init(rng, previous=None):
-    state = segmenting.start(seg, rng)
-    if previous is None:
-      return state
-    ema = handover.parts_of(previous, state.ema['seg'], 'weak')
-    return state.replace(
-      params={'seg': ema['params']},
-      extra={'seg': ema['batch_stats']},
-      ema={'seg': ema},
-    )
+    return handover.begin(segmenting.start(seg, rng), previous, 'weak')
 
   def labelled_loss(logits, label):
     if supervision == 'boxes':
