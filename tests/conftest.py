@@ -1,4 +1,4 @@
-"""Settings of every test: CPU, eight virtual devices, one compilation cache.
+"""Settings of every test: CPU, eight virtual devices, quick compilations.
 
 They are environment variables, set before JAX is imported, so that programs
 started by a test inherit them.
@@ -7,22 +7,30 @@ started by a test inherit them.
 import functools
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxseg import _xla_flags  # sets its own flag before JAX starts
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-DEVICES = '--xla_force_host_platform_device_count'
-if DEVICES not in os.environ.get('XLA_FLAGS', ''):
+# A test runs a program a few times: most of its time is compilation.
+QUICK = {
+  '--xla_force_host_platform_device_count': '8',
+  '--xla_backend_optimization_level': '0',
+}
+if metadata.version('jaxlib') in _xla_flags.KNOWN_JAXLIB:
+  QUICK['--xla_cpu_use_fusion_emitters'] = 'false'
+for flag, value in QUICK.items():
   flags = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{flags} {DEVICES}=8'.strip()
+  if flag not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} {flag}={value}'.strip()
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   CACHE = tempfile.TemporaryDirectory(prefix='jaxseg_cache_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = CACHE.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-
-import jaxseg  # noqa: E402, F401  its XLA flag counts only before JAX starts
 
 
 @pytest.fixture(scope='session')

@@ -13,7 +13,6 @@ import optax
 import pytest
 from golden_weights import nhwc
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg import optimizers
 from jaxseg.losses import gan, segmentation
@@ -68,7 +67,7 @@ def encoder_step(recorded, metric):
     return total, (losses, w_plus, pyramid, rec, logits)
 
   gan_out = recorded('semgan_gan_rgb8_64_d')
-  return quick_jit(jax.value_and_grad(loss, has_aux=True))(
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))(
     variables['params'],
     variables['batch_stats'],
     golden_weights.generator(weights, 'g_ema/'),
@@ -106,7 +105,7 @@ def test_encoder_on_batch_statistics(recorded):
   weights = recorded('semgan_enc_fpn_rgb8_64_weights')
   wanted = recorded('semgan_enc_fpn_rgb8_64')
   apply = functools.partial(E.apply, train=True, mutable=['batch_stats'])
-  w_plus, _ = quick_jit(apply)(
+  w_plus, _ = jax.jit(apply)(
     golden_weights.encoder(weights, 'e/'), nhwc(wanted['image'])
   )
   assert_allclose(w_plus, wanted['wplus_train'], **CLOSE)
@@ -114,7 +113,7 @@ def test_encoder_on_batch_statistics(recorded):
 
 def test_perceptual_distance(recorded, metric):
   wanted = recorded('semgan_losses')
-  features = quick_jit(lpips.features)
+  features = jax.jit(lpips.features)
   a, b = (features(metric, nhwc(wanted[f'lpips_{x}'])) for x in 'ab')
   value = lpips.distance(metric, a, b)
   assert_allclose(value, wanted['lpips_value'], rtol=1e-5)
@@ -151,7 +150,7 @@ def test_binary_losses(recorded):
 def test_noise_regulariser(recorded):
   r = recorded('semgan_losses')
   maps = [nhwc(r[f'nr_noise_{i}']) for i in range(9)]
-  value = quick_jit(gan.noise_penalty)(maps)
+  value = jax.jit(gan.noise_penalty)(maps)
   assert_allclose(value, r['noise_regularize'], rtol=1e-5)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from golden_weights import nhwc
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.losses import gan
 from jaxseg.method import ema_decay
@@ -51,22 +50,22 @@ def noise(g_out):
   return [nhwc(g_out[f'noise_{i}']) for i in range(9)]
 
 
-@quick_jit
+@jax.jit
 def mapping(params, z):
   return G.apply({'params': params}, z, method='mapping')
 
 
-@quick_jit
+@jax.jit
 def synthesize(params, w_plus, noise):
   return G.apply({'params': params}, w_plus, noise, method='synthesize')
 
 
-@quick_jit
+@jax.jit
 def d_r(params, image):
   return D_R.apply({'params': params}, image)
 
 
-@quick_jit
+@jax.jit
 def d_m(variables, image, label):
   return D_M.apply(variables, image, label)
 
@@ -145,7 +144,7 @@ def test_d_m(d_out, d_m_outputs, scale):
 
 
 def test_d_m_in_training_refines_its_spectral_norms(d_m_variables, d_out):
-  train = quick_jit(
+  train = jax.jit(
     functools.partial(D_M.apply, update=True, mutable=['spectral'])
   )
   outputs, new = train(d_m_variables, nhwc(d_out['image']), nhwc(d_out['mask']))
@@ -168,13 +167,13 @@ def test_hinge_and_feature_matching(d_out, d_m_outputs):
     (gan.hinge_g, [scores(fake)], 'g_seg_adv'),
     (matching, [real4, fake], 'g_seg_feat_lambda2'),
   ):
-    value = quick_jit(loss)(*args)
+    value = jax.jit(loss)(*args)
     assert_allclose(value, d_out[f'loss_{name}'], err_msg=name, **CLOSE)
 
 
 def test_r1_of_d_r(weights, d_out):
   params = golden_weights.discriminator(weights, 'd_img/')
-  penalty = quick_jit(
+  penalty = jax.jit(
     lambda p, x: gan.r1_penalty(lambda x: D_R.apply({'params': p}, x), x)
   )(params, nhwc(d_out['image']))
   assert_allclose(penalty, d_out['r1_img'], rtol=1e-3)
@@ -185,7 +184,7 @@ def test_r1_of_d_m(d_m_variables, d_out):
     score = lambda x, y: gan.patch_mean(scores(D_M.apply(variables, x, y)))
     return gan.r1_penalty(score, image, mask)
 
-  ours = quick_jit(penalty)(
+  ours = jax.jit(penalty)(
     d_m_variables, nhwc(d_out['image']), nhwc(d_out['mask'])
   )
   # The published penalty differentiates the mean over its 8 pairs.
@@ -214,7 +213,7 @@ def test_path_length(weights, g_params, g_out, d_out, noise):
     )
     return penalty, (mean, lengths)
 
-  (value, (mean, lengths)), grads = quick_jit(
+  (value, (mean, lengths)), grads = jax.jit(
     jax.value_and_grad(penalty, has_aux=True)
   )(
     g_params,
@@ -242,7 +241,7 @@ def test_generator_step(
       + 2.0 * gan.feature_matching(real, fake)
     )
 
-  value, grads = quick_jit(jax.value_and_grad(loss))(
+  value, grads = jax.jit(jax.value_and_grad(loss))(
     g_params,
     g_out['z1'],
     noise,

@@ -42,9 +42,9 @@ def command(folder, workdir, processes, *more):
 
 
 def environment():
-  env = dict(os.environ)
-  env['XLA_FLAGS'] = ''  # one device for each process
-  return env
+  flags = os.environ['XLA_FLAGS'].split()
+  one = [f for f in flags if 'force_host_platform_device_count' not in f]
+  return os.environ | {'XLA_FLAGS': ' '.join(one)}
 
 
 def launch(*args):

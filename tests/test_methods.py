@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_weights
-from quick import quick_jit
 
 from jaxseg import parallel
 from jaxseg.errors import UserError
@@ -117,7 +116,7 @@ def batch():
 @functools.cache
 def initial(name):
   previous = initial(PREVIOUS[name]) if name in PREVIOUS else None
-  state = quick_jit(make(name).init)(jax.random.key(0), previous)
+  state = jax.jit(make(name).init)(jax.random.key(0), previous)
   # Its generator comes from a folder.
   return toy_weights.fill(state, K) if 'label_branch' in name else state
 
@@ -125,7 +124,7 @@ def initial(name):
 @functools.cache
 def stepped(name):
   """(jitted step, states after 0, 1 and 2 steps, metrics of the two)."""
-  step = quick_jit(make(name).train_step)
+  step = jax.jit(make(name).train_step)
   first, metrics1 = step(initial(name), batch())
   second, metrics2 = step(first, batch())
   return step, (initial(name), first, second), (metrics1, metrics2)
@@ -134,7 +133,7 @@ def stepped(name):
 @functools.cache
 def compiled(name, way):
   """`predict` or `refine` of a method, which several tests call."""
-  return quick_jit(getattr(make(name), way))
+  return jax.jit(getattr(make(name), way))
 
 
 def test_every_method_is_covered():
@@ -221,7 +220,7 @@ def test_eight_devices_give_the_numbers_of_one(name):
   shardings = parallel.state_shardings(initial(name), mesh, min_size=64)
   state = jax.device_put(initial(name), shardings)
   with jax.set_mesh(mesh):
-    step = quick_jit(
+    step = jax.jit(
       make(name).train_step,
       out_shardings=(shardings, parallel.replicated(mesh)),
     )
@@ -286,12 +285,12 @@ def _check_alike(state, expected):
 
 def test_sample_and_pictures():
   method, state = make('semantic_gan'), stepped('semantic_gan')[1][2]
-  image, probabilities = quick_jit(method.sample, static_argnums=2)(
+  image, probabilities = jax.jit(method.sample, static_argnums=2)(
     state, jax.random.key(0), 5
   )
   assert image.shape == (5, SIZE, SIZE, 1)
   np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
-  pictures = quick_jit(method.pictures)(state, batch())
+  pictures = jax.jit(method.pictures)(state, batch())
   assert pictures['sample'].shape == (8, SIZE, SIZE, 1)
   assert pictures['sample_label'].max() < K
 
@@ -374,11 +373,11 @@ def test_supervised_learns_a_threshold():
   image = rng.uniform(-1, 1, (8, 4, 4, 1)).repeat(8, 1).repeat(8, 2)
   image = image.astype(np.float32)
   data = {'image': image, 'label': (image[..., 0] > 0).astype(np.int32)}
-  state = quick_jit(method.init)(jax.random.key(0))
-  step = quick_jit(method.train_step)
+  state = jax.jit(method.init)(jax.random.key(0))
+  step = jax.jit(method.train_step)
   for _ in range(60):
     state, _ = step(state, data)
-  found = quick_jit(method.predict)(state, image).probabilities.argmax(-1)
+  found = jax.jit(method.predict)(state, image).probabilities.argmax(-1)
   assert (found == data['label']).mean() > 0.95
 
 

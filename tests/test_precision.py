@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit
 from test_methods import PREVIOUS, TINY, batch, initial, make, stepped
 
 from jaxseg import ops
@@ -74,7 +73,7 @@ def test_bfloat16_in_parts_with_remat(name):
 
 @pytest.mark.parametrize('name', ['supervised', 'cyclegan'])
 def test_bfloat16_is_near_float32(name):
-  after, metrics = quick_jit(changed(name, 'bfloat16').train_step)(
+  after, metrics = jax.jit(changed(name, 'bfloat16').train_step)(
     initial(name), batch()
   )
   for key, value in stepped(name)[2][0].items():

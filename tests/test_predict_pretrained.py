@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from quick import quick_jit
 
 from jaxseg import config as jaxseg_config
 from jaxseg import (
@@ -42,7 +41,7 @@ def save(path, **settings):
     net = networks.module(arch, fields)
     is_generator = arch == 'stylegan2_generator'
     x = np.zeros((1, 8) if is_generator else (1, SIDE, SIDE, 3), np.float32)
-    variables = quick_jit(net.init)(jax.random.key(i), x)
+    variables = jax.jit(net.init)(jax.random.key(i), x)
     variables = jax.tree.map(np.asarray, dict(variables))
     found[name] = networks.Network(arch, fields, variables)
   folder.save(networks.Converted('semanticgan', found, {}), path)
@@ -155,12 +154,12 @@ def _check_results(weights, output):
   assert np.asarray(Image.open(output / 'strips' / 'b.png')).shape == (
     (CELL + 20, 4 * CELL + 3 * 2, 3)
   )
-  draw = quick_jit(
+  draw = jax.jit(
     lambda w: frozen.synthesize(
       system.modules, system.weights, w, system.weights['noise']
     )
   )
-  encode = quick_jit(lambda x: frozen.encode(system.modules, system.weights, x))
+  encode = jax.jit(lambda x: frozen.encode(system.modules, system.weights, x))
   # The encoder compares the images of its batch.
   inputs = [
     transforms.normalise(_panels(output / 'strips' / name)[0])
@@ -212,7 +211,7 @@ def test_where_the_last_loss_is_not_finite_the_best_code_stays(alone):
   assert system.distance is None
   images = transforms.normalise(_image((SIDE, SIDE)))[None]
   values = system.weights, system.distance_weights
-  run = lambda lr: quick_jit(
+  run = lambda lr: jax.jit(
     predict_inversion.inverter(
       system, predict_tto.Settings(steps=2, lr=lr, optimize_noise=True)
     )

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import toy_weights
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg import config
 from jaxseg.errors import UserError
@@ -58,7 +57,7 @@ def problem():
   return target, codes.astype(np.float32)
 
 
-@functools.partial(quick_jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2)
 def invert(target, codes, settings):
   return inversion.invert(
     toy_model(), target, codes, [jnp.zeros((1, TOY_SIZE, TOY_SIZE, 1))],
@@ -87,7 +86,7 @@ def test_without_room_in_the_lattice_labels_have_no_say():
   logits = rendered(codes[:2])[1]
   narrow = CRF._replace(filter='lattice', sigma_xy=0.5, max_vertices=60)
 
-  @quick_jit
+  @jax.jit
   def losses(logits):
     loss = inversion.follow_edges(images, narrow)
     (_, found), grads = jax.value_and_grad(
@@ -149,7 +148,7 @@ def refined(method, state, monkeypatch):
       w_plus, noise, nothing, nothing, nothing, (w_plus, noise)
     )
 
-  @quick_jit
+  @jax.jit
   def run(state, images):
     return (method.refine or method.predict)(state, images), seen.pop()
 

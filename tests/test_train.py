@@ -90,18 +90,18 @@ def wait_for(path, process, seconds=1200):
     time.sleep(0.02)
 
 
-@pytest.mark.parametrize('stage', ['gan', 'encoder'])
-def test_killed_and_continued_is_bit_for_bit_the_same(
-  folder, straight, tmp_path, stage
+def test_killed_twice_and_continued_is_bit_for_bit_the_same(
+  folder, straight, tmp_path
 ):
-  process = subprocess.Popen(
-    command(folder, tmp_path), cwd=ROOT, stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT, text=True,
-  )  # fmt: skip
-  wait_for(tmp_path / stage / 'checkpoints' / '2', process)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+  for stage in ('gan', 'encoder'):
+    process = subprocess.Popen(
+      command(folder, tmp_path), cwd=ROOT, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / stage / 'checkpoints' / '2', process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
   run(tiny_config.get_config(str(folder)), tmp_path, evaluate_after=False)
   assert_same_run(straight, tmp_path)
 

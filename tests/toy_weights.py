@@ -9,7 +9,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quick import quick_jit
 
 from jaxseg.published import folder, networks
 from jaxseg.published.networks import Converted, Network
@@ -37,7 +36,7 @@ def network(name: str, num_classes: int = 0, channels: int = 1) -> Network:
   if name != 'psp':
     settings = {'resolution': SIZE} | settings
   shape = (1, 8) if side is None else (1, side, side, channels)
-  init = quick_jit(networks.module(arch, settings).init)
+  init = jax.jit(networks.module(arch, settings).init)
   key = jax.random.key(sum(map(ord, name)))
   variables = jax.tree.map(np.asarray, init(key, jnp.zeros(shape)))
   return Network(arch, settings, variables)

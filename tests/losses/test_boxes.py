@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.data import weak
 from jaxseg.errors import UserError
@@ -94,7 +93,7 @@ def test_of_a_cut_box_the_cut_lines_say_nothing():
 
 def test_they_lead_to_an_object_in_every_row(boxed):
   _, label = boxed
-  step = quick_jit(jax.grad(lambda x: boxes.constraints(x, label, Boxes())[0]))
+  step = jax.jit(jax.grad(lambda x: boxes.constraints(x, label, Boxes())[0]))
   logits, tx = jnp.zeros((2, 8, 8, 3)), optax.adam(0.1)
   state = tx.init(logits)
   for _ in range(150):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.losses import entropy
 
-uncertainty = quick_jit(entropy.uncertainty, static_argnums=1)
-gradient = quick_jit(jax.value_and_grad(entropy.uncertainty), static_argnums=1)
+uncertainty = jax.jit(entropy.uncertainty, static_argnums=1)
+gradient = jax.jit(jax.value_and_grad(entropy.uncertainty), static_argnums=1)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.losses import gan
 
@@ -116,7 +115,7 @@ def test_path_length_is_that_of_the_jacobian(rng):
   render = lambda w: (w.reshape(n, -1) @ jacobian.T).reshape(n, side, side, 1)
   w, y = normal(rng, n, latents, width), normal(rng, n, side, side, 1)
   mean = np.float32(0.3)
-  penalty, new_mean, lengths = quick_jit(
+  penalty, new_mean, lengths = jax.jit(
     lambda w, y, mean: gan.path_length_penalty(render, w, y, mean)
   )(w, y, mean)
   grad = (y.reshape(n, -1) / side) @ jacobian
@@ -150,7 +149,7 @@ def test_noise_penalty_by_a_loop(rng):
         if size <= 8:
           break
         x = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
-  assert_allclose(quick_jit(gan.noise_penalty)(maps), wanted, rtol=1e-4)
+  assert_allclose(jax.jit(gan.noise_penalty)(maps), wanted, rtol=1e-4)
 
 
 def test_normalize_noise(rng):

@@ -5,21 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.losses import graph
 
 STATIC = ('form', 'connectivity', 'sigma', 'by_distance')
-potts = quick_jit(graph.potts, static_argnames=STATIC)
-potts_gradient = quick_jit(
+potts = jax.jit(graph.potts, static_argnames=STATIC)
+potts_gradient = jax.jit(
   jax.value_and_grad(graph.potts), static_argnames=STATIC
 )
-contrast_weights = quick_jit(graph.contrast_weights)
-nearest_neighbours = quick_jit(
-  graph.nearest_neighbours, static_argnums=(1, 2, 3)
-)
-pooled = quick_jit(graph.pooled, static_argnums=1)
-embedding_loss = quick_jit(graph.embedding_loss)
+contrast_weights = jax.jit(graph.contrast_weights)
+nearest_neighbours = jax.jit(graph.nearest_neighbours, static_argnums=(1, 2, 3))
+pooled = jax.jit(graph.pooled, static_argnums=1)
+embedding_loss = jax.jit(graph.embedding_loss)
 
 OFFSETS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}
 
@@ -166,8 +163,8 @@ def test_gradients_are_finite_differences(small, form):
   logits = jnp.log(p)
   loss = lambda x: graph.potts(jax.nn.softmax(x), image, form=form)
   way = np.random.default_rng(2).normal(size=p.shape).astype(np.float32)
-  slope = (quick_jit(jax.grad(loss))(logits) * way).sum()
-  loss = quick_jit(loss)
+  slope = (jax.jit(jax.grad(loss))(logits) * way).sum()
+  loss = jax.jit(loss)
   step = 1e-2
   wanted = (loss(logits + step * way) - loss(logits - step * way)) / 2 / step
   assert_allclose(slope, wanted, rtol=2e-3)
@@ -205,7 +202,7 @@ def test_edges_make_pairs_light_and_give_no_gradient(small):
   right = contrast_weights(image)[0][0]
   assert (right[:, 1] < right[:, 0]).all() and (right[:, 0] == 1).all()
   p = jnp.asarray(small[0])
-  grad = quick_jit(jax.grad(lambda i: graph.potts(p, i)))(small[1])
+  grad = jax.jit(jax.grad(lambda i: graph.potts(p, i)))(small[1])
   assert not np.asarray(grad).any()
 
 
@@ -340,8 +337,8 @@ def test_embedding_gradients():
     return near + 0.7 * far
 
   way = rng.normal(size=logits.shape).astype(np.float32)
-  slope = (quick_jit(jax.grad(loss))(logits) * way).sum()
-  loss = quick_jit(loss)
+  slope = (jax.jit(jax.grad(loss))(logits) * way).sum()
+  loss = jax.jit(loss)
   step = 1e-2
   wanted = (loss(logits + step * way) - loss(logits - step * way)) / 2 / step
   assert abs(wanted) > 1e-3
@@ -354,13 +351,13 @@ def test_equal_predictions_have_finite_gradients():
   cells, present = jnp.full((4, 2, 3), 1 / 3), jnp.ones((4, 2), bool)
   for i in range(2):
     loss = lambda c, i=i: graph.embedding_loss(built, c, present, 1.0)[i]
-    assert not np.asarray(quick_jit(jax.grad(loss))(cells)).any()
+    assert not np.asarray(jax.jit(jax.grad(loss))(cells)).any()
 
 
 def test_features_get_no_gradient():
   x = np.random.default_rng(11).normal(size=(4, 3)).astype(np.float32)
   loss = lambda f: graph.nearest_neighbours(f, 1).weights.sum()
-  grad = quick_jit(jax.grad(loss))(x)
+  grad = jax.jit(jax.grad(loss))(x)
   assert not np.asarray(grad).any()
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.errors import UserError
 from jaxseg.losses import graph, regularized
@@ -57,7 +56,7 @@ def _published(probabilities, image, settings):
   return found['published'].sum(), found
 
 
-slope = quick_jit(jax.grad(_published, has_aux=True), static_argnums=2)
+slope = jax.jit(jax.grad(_published, has_aux=True), static_argnums=2)
 
 
 # Of weak-supervision losses recorded with float64 sums over all pairs, and with
@@ -126,7 +125,7 @@ ALL = Regularizer(
   crf=0.3, ncut=0.2, clustering=0.5, potts=0.7, entropy=0.4, sigma_xy=0.3,
   sigma_rgb=90.0, filter='exact',
 )  # fmt: skip
-regularize = quick_jit(
+regularize = jax.jit(
   jax.value_and_grad(
     lambda logits, images, valid, s: regularized.regularize(
       logits, images, s, valid=valid, unlabelled=valid
@@ -200,7 +199,7 @@ def test_edges_are_where_labels_may_change():
   along, across = side(x < 4), side(y < 4)
   for name in ('crf', 'ncut', 'clustering', 'potts'):
     s = Regularizer(**{name: 1.0}, filter='exact', sigma_xy=0.5)
-    run = quick_jit(lambda x, s=s: regularized.regularize(x, image, s)[0])
+    run = jax.jit(lambda x, s=s: regularized.regularize(x, image, s)[0])
     cost = lambda logits, run=run: run(logits.astype(np.float32))
     assert cost(along) < 0.6 * cost(across), name
 
@@ -242,7 +241,7 @@ def test_automatic_squares():
 
 def test_no_gradient_reaches_the_image(small):
   logits, images, valid = small
-  gradient = quick_jit(
+  gradient = jax.jit(
     jax.grad(lambda x: regularized.regularize(logits, x, ALL, valid=valid)[0])
   )(images)
   assert not np.any(gradient)
@@ -250,7 +249,7 @@ def test_no_gradient_reaches_the_image(small):
 
 def test_an_image_does_not_see_the_others(small):
   logits, images, _ = small
-  run = quick_jit(lambda x, y: regularized.per_image(x, y, ALL)[0])
+  run = jax.jit(lambda x, y: regularized.per_image(x, y, ALL)[0])
   others = lambda x: x[[2, 1, 0]] * np.array([3, 1, 2])[:, None, None, None]
   before, after = run(logits, images), run(others(logits), others(images))
   assert_allclose(before[1], after[1], rtol=1e-5)
@@ -270,7 +269,7 @@ def test_an_absent_class_and_no_valid_pixel_are_finite(small):
 def test_a_lattice_without_room_is_told(small):
   logits, images, _ = small
   s = Regularizer(crf=1.0, filter='lattice', max_vertices=8, sigma_xy=0.05)
-  run = quick_jit(regularized.regularize, static_argnums=2)
+  run = jax.jit(regularized.regularize, static_argnums=2)
   found = run(logits, images, s)[1]
   assert found['lattice_overflow'] == 1
   assert found['crf'] == 0

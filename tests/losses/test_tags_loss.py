@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.errors import UserError
 from jaxseg.losses import tags
 from jaxseg.losses.tags import Pool
 
-expand = quick_jit(tags.expand, static_argnums=2)
+expand = jax.jit(tags.expand, static_argnums=2)
 PUBLISHED = Pool('gwrp', 5.0, 0.996, 0.999)
 
 
@@ -132,7 +131,7 @@ def test_gradients(probabilities):
     )  # fmt: skip
 
   logits, direction = jnp.log(p), np.random.default_rng(1).normal(size=p.shape)
-  both, h = quick_jit(jax.value_and_grad(loss)), 1e-2
+  both, h = jax.jit(jax.value_and_grad(loss)), 1e-2
   there, back = (both(logits + s * h * direction)[0] for s in (1, -1))
   slope = (there - back) / (2 * h)
   gradient = both(logits)[1]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 import jaxseg.config
 from jaxseg import parallel
@@ -112,8 +111,8 @@ def test_mean_teacher():
   found = []
   for parts in (1, 2):
     method = segmenter(mean_teacher, parts)
-    state = quick_jit(method.init)(jax.random.key(0))
-    found.append(quick_jit(method.train_step)(state, batch()))
+    state = jax.jit(method.init)(jax.random.key(0))
+    found.append(jax.jit(method.train_step)(state, batch()))
   (whole, metrics), (cut, others) = found
   check_alike(metrics, others)
   check_alike((whole.params, whole.ema), (cut.params, cut.ema))
@@ -122,8 +121,8 @@ def test_mean_teacher():
 def test_supervised_with_remat_on_four_devices():
   """All at once, and no device sees another's images."""
   method = segmenter(supervised, 1)
-  state = quick_jit(method.init)(jax.random.key(0))
-  whole, metrics = quick_jit(method.train_step)(state, batch())
+  state = jax.jit(method.init)(jax.random.key(0))
+  whole, metrics = jax.jit(method.train_step)(state, batch())
   moved = jax.tree.map(
     lambda a, b: float(jnp.abs(a - b).max()), state.params, whole.params
   )
@@ -132,7 +131,7 @@ def test_supervised_with_remat_on_four_devices():
   state = jax.device_put(state, parallel.replicated(mesh))
   data = parallel.put_batch(batch(), mesh)
   with jax.set_mesh(mesh):
-    step = quick_jit(
+    step = jax.jit(
       segmenter(supervised, 2, remat=True).train_step,
       out_shardings=parallel.replicated(mesh),
     )
@@ -172,8 +171,8 @@ def test_gan_with_remat():
     method = semantic_gan.make(
       **COMMON | {'resolution': 8}, **GAN, r1_gamma_m=0.0, **settings
     )
-    state = quick_jit(method.init)(jax.random.key(0))
-    found.append(quick_jit(method.train_step)(state, data))
+    state = jax.jit(method.init)(jax.random.key(0))
+    found.append(jax.jit(method.train_step)(state, data))
   (whole, metrics), (cut, others) = found
   # The running mean of path lengths is, within the penalty, that of a part.
   check_gradients(whole, cut, {'d_r': 1e-4, 'd_m': 1e-4, 'g': 1e-2})
@@ -185,7 +184,7 @@ def test_gan_with_remat():
 
 def test_encoder_with_remat():
   common = COMMON | {'resolution': 16}
-  gan = quick_jit(semantic_gan.make(**common, **GAN).init)(jax.random.key(0))
+  gan = jax.jit(semantic_gan.make(**common, **GAN).init)(jax.random.key(0))
   found, data = [], jax.tree.map(lambda x: x[:, :16, :16], batch())
   for parts, remat in ((1, False), (2, True)):
     method = semantic_gan_encoder.make(
@@ -193,8 +192,8 @@ def test_encoder_with_remat():
       perceptual_kind='discriminator', lambda_dice=0.0, optimizer='adam',
       accumulate=parts, remat=remat,
     )  # fmt: skip
-    state = quick_jit(method.init)(jax.random.key(0), gan)
-    found.append(quick_jit(method.train_step)(state, data))
+    state = jax.jit(method.init)(jax.random.key(0), gan)
+    found.append(jax.jit(method.train_step)(state, data))
   (whole, metrics), (cut, others) = found
   # Group norm of single pixels magnifies rounding.
   check_gradients(whole, cut, {'e': 2e-3})

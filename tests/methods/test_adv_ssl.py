@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 import jaxseg.config
 from jaxseg.errors import UserError
@@ -51,7 +50,7 @@ def make(**fields):
 @functools.cache
 def start():
   """A state whose D has opinions: fresh ones say 0 everywhere, almost."""
-  state = quick_jit(make().init)(jax.random.key(0))
+  state = jax.jit(make().init)(jax.random.key(0))
   d = jax.tree.map(lambda x: 4 * x, state.params['d'])
   # Where all features are dead the logits tie, but for a bias.
   seg = jax.tree.map(lambda x: x, state.params['seg'])
@@ -98,7 +97,7 @@ def test_trusted_cross_entropy():
   trusted = trust > 0.15  # the bound itself is trusted
   assert 0 < trusted.mean() < 1
   # The gradient is that of cross entropy with a constant label.
-  differentiate = quick_jit(jax.value_and_grad(run, (0, 1), has_aux=True))
+  differentiate = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))
   (loss, fraction), grads = differentiate(logits, trust)
   assert_allclose(loss, -np.log(p.max(-1))[trusted].mean(), rtol=1e-5)
   assert_allclose(fraction, trusted.mean())
@@ -138,7 +137,7 @@ def wanted_terms(seg_params, d_params, threshold):
   }
 
 
-@quick_jit
+@jax.jit
 @functools.partial(jax.grad, has_aux=True)
 def wanted_gradient(seg_params, d_params, threshold, weights):
   """(That of the segmenter's whole loss, the terms)."""
@@ -148,7 +147,7 @@ def wanted_gradient(seg_params, d_params, threshold, weights):
   return terms['supervised'] + added, terms
 
 
-@quick_jit
+@jax.jit
 @jax.value_and_grad
 def wanted_d_loss(d_params, seg_params):
   data, (segment, score) = batch(), networks()
@@ -160,7 +159,7 @@ def wanted_d_loss(d_params, seg_params):
   return (losses * valid).sum() / valid.sum() / 2
 
 
-@quick_jit
+@jax.jit
 def trust(seg_params, d_params, images):
   segment, score = networks()
   return jax.nn.sigmoid(
@@ -180,7 +179,7 @@ def threshold():
 def stepped():
   """(t, jitted step)."""
   t = threshold()
-  return t, quick_jit(make(semi_threshold=t, **WEIGHTS).train_step)
+  return t, jax.jit(make(semi_threshold=t, **WEIGHTS).train_step)
 
 
 @pytest.mark.parametrize('step', (24, 25))
@@ -253,7 +252,7 @@ def test_discriminator_loss(count_void, unlabelled):
 def test_without_weights_it_is_supervised():
   state = start()
   plain = supervised.make(**COMMON, net=NET, optimizer=PLAIN)
-  after, _ = quick_jit(plain.train_step)(state, batch())
+  after, _ = jax.jit(plain.train_step)(state, batch())
   grads, _ = wanted_gradient(
     state.params['seg'], state.params['d'], 0.5, np.zeros(3, np.float32)
   )
@@ -265,7 +264,7 @@ def test_without_weights_it_is_supervised():
 
 def test_pictures_show_trust():
   state = start()
-  pictures = quick_jit(make().pictures)(state, batch())
+  pictures = jax.jit(make().pictures)(state, batch())
   wanted = trust(
     state.ema['seg']['params'], state.params['d'], batch()['image']
   )
@@ -284,13 +283,13 @@ def test_learns_a_threshold():
   image = image.astype(np.float32)
   label = (image[..., 0] > 0).astype(np.int32)
   data = {'image': image[:4], 'label': label[:4], 'unlabelled': image[4:]}
-  state = quick_jit(method.init)(jax.random.key(0))
-  step, trusted = quick_jit(method.train_step), []
+  state = jax.jit(method.init)(jax.random.key(0))
+  step, trusted = jax.jit(method.train_step), []
   for _ in range(60):
     state, terms = step(state, data)
     trusted.append(float(terms['trusted']))
   assert np.mean(trusted[15:]) > 0.5, 'the semi-supervised term was idle'
-  found = quick_jit(method.predict)(state, image).probabilities.argmax(-1)
+  found = jax.jit(method.predict)(state, image).probabilities.argmax(-1)
   assert (found == label).mean() > 0.95
 
 

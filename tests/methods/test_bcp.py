@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 from scipy import ndimage
 
 import jaxseg.config
@@ -57,14 +56,14 @@ def make(random=False, **fields):
       return method.train_step(state, batch)
 
   return method._replace(
-    train_step=quick_jit(method.train_step if random else step)
+    train_step=jax.jit(method.train_step if random else step)
   )
 
 
 @functools.cache
 def start():
   """A state in training, whose teacher is not the student."""
-  init = quick_jit(make().init)
+  init = jax.jit(make().init)
   state, other = init(jax.random.key(0)), init(jax.random.key(1))
   stats = jax.tree.map(lambda x: 0.9 * x, other.ema['seg']['batch_stats'])
   teacher = {'params': other.params['seg'], 'batch_stats': stats}
@@ -74,7 +73,7 @@ def start():
 def expected_pseudo():
   """The teacher's classes, the largest component of each by SciPy."""
   net, data = segmenters.build(NET, K), batch()
-  logits = quick_jit(net.apply)(start().ema['seg'], data['unlabelled'])
+  logits = jax.jit(net.apply)(start().ema['seg'], data['unlabelled'])
   classes = np.asarray(logits.argmax(-1))
   kept = np.zeros_like(classes)
   for out, found in zip(kept, classes, strict=True):
@@ -144,7 +143,7 @@ def reference(pretrain):
         total += weight * sum(found) / 2
     return total, (stats, sums)
 
-  gradient, (stats, sums) = quick_jit(jax.grad(loss, has_aux=True))(
+  gradient, (stats, sums) = jax.jit(jax.grad(loss, has_aux=True))(
     state.params['seg']
   )
   terms = {}
@@ -202,7 +201,7 @@ def test_teacher_in_training_ignores_its_stored_statistics():
 
 def test_boxes_have_the_aspect_of_the_image():
   draw = jax.vmap(lambda key: bcp.random_box(key, (6, 12), 2 / 3))
-  boxes = np.asarray(quick_jit(draw)(jax.random.split(jax.random.key(0), 200)))
+  boxes = np.asarray(jax.jit(draw)(jax.random.split(jax.random.key(0), 200)))
   corners = set()
   for box in boxes:
     rows, columns = (np.flatnonzero(box.any(axis)) for axis in (1, 0))
@@ -214,7 +213,7 @@ def test_boxes_have_the_aspect_of_the_image():
 @pytest.mark.parametrize('part', [2 / 3, 0.05])
 def test_boxes_are_squares_everywhere(part):
   draw = jax.vmap(lambda key: bcp.random_box(key, (12, 12), part))
-  boxes = np.asarray(quick_jit(draw)(jax.random.split(jax.random.key(0), 400)))
+  boxes = np.asarray(jax.jit(draw)(jax.random.split(jax.random.key(0), 400)))
   size = {2 / 3: 8, 0.05: 1}[part]
   corners = set()
   for box in boxes:
@@ -306,10 +305,10 @@ def test_two_stages_learn_a_threshold():
       net=Net(width=8, depth=0, norm='group'), optimizer=Optimizer(lr=2e-2),
       ema_decay=0.9, pretrain=pretrain, largest_component=False,
     )  # fmt: skip
-    state = quick_jit(method.init)(jax.random.key(0), state)
-    step = quick_jit(method.train_step)
+    state = jax.jit(method.init)(jax.random.key(0), state)
+    step = jax.jit(method.train_step)
     for _ in range(50):
       state, metrics = step(state, data)
-  found = quick_jit(method.predict)(state, squares).probabilities.argmax(-1)
+  found = jax.jit(method.predict)(state, squares).probabilities.argmax(-1)
   assert (found == label).mean() > 0.95
   assert metrics['unlabelled_ce'] < 0.2

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 from tagged_digits import COMMON, batches, digits, iou
 
 from jaxseg import config
@@ -24,8 +23,8 @@ ARGS = COMMON | dict(head=Head(0, 32), background=0.5)
 def trained():
   """(state, the metrics of each step) after STEPS steps."""
   method = cam.make(**ARGS)
-  state, told = quick_jit(method.init)(jax.random.key(0)), []
-  step = quick_jit(method.train_step)
+  state, told = jax.jit(method.init)(jax.random.key(0)), []
+  step = jax.jit(method.train_step)
   for batch in batches():
     state, metrics = step(state, batch)
     told.append({name: float(value) for name, value in metrics.items()})
@@ -47,7 +46,7 @@ def test_it_learns_tags_and_places():
   tags = [t['tags'] for t in told]
   assert np.mean(tags[-10:]) < 0.7 * np.mean(tags[:10])
   images, labels, shown = digits('test')
-  maps, logits = quick_jit(
+  maps, logits = jax.jit(
     lambda s, x: cam.views(
       seg(), s.ema['cam'], x, Pool('average'), True, (1.0,)
     )
@@ -59,7 +58,7 @@ def test_it_learns_tags_and_places():
   on = np.array([m[y > 0].mean() for m, y in zip(one, labels, strict=True)])
   off = np.array([m[y == 0].mean() for m, y in zip(one, labels, strict=True)])
   assert on.mean() > 1.5 * off.mean() and (on > off).mean() > 0.8
-  found = quick_jit(cam.make(**ARGS).predict)(state, images)
+  found = jax.jit(cam.make(**ARGS).predict)(state, images)
   majority = iou(np.zeros_like(labels), labels)
   assert iou(found.probabilities.argmax(-1), labels) > majority + 0.05
 
@@ -67,7 +66,7 @@ def test_it_learns_tags_and_places():
 def test_without_a_class_all_is_background():
   images = digits('test')[0][:4]
   method = cam.make(**ARGS | {'threshold': 0.999, 'flip': False})
-  found = quick_jit(method.predict)(trained()[0], images)
+  found = jax.jit(method.predict)(trained()[0], images)
   assert_array_equal(found.probabilities[..., 0], 1)
   assert (found.trust >= 0.5).all() and (found.trust <= 1).all()
 
@@ -84,7 +83,7 @@ def test_mirrored_images_have_mirrored_maps():
       see(images, False, (0.5,)),
     )  # fmt: skip
 
-  once, mirrored, scales, large, small = quick_jit(both)(images)
+  once, mirrored, scales, large, small = jax.jit(both)(images)
   for a, b in zip(once, mirrored, strict=True):
     assert_allclose(a, b, atol=1e-4)
   for a, b, c in zip(scales, large, small, strict=True):
@@ -99,7 +98,7 @@ def test_evidence(kind):
   # Noise, since maxima of plain areas have no derivative.
   noise = np.random.default_rng(0).normal(size=(2, 32, 32, 1))
   images, shown = (images[:2] + 0.1 * noise).astype(np.float32), shown[:2]
-  maps, saliency = quick_jit(
+  maps, saliency = jax.jit(
     lambda x: cam.evidence(seg(), variables, x, shown, kind)
   )(images)
   assert maps.shape == (2, 8, 8, 3)
@@ -117,7 +116,7 @@ def test_evidence(kind):
   place = (0, *np.unravel_index(saliency[0].argmax(), x.shape[1:3]))
   h, base = 1e-3, np.zeros(x.shape[-1])
 
-  @quick_jit
+  @jax.jit
   def total(x):
     return (score(x).mean((1, 2)) * shown[:, 1:]).sum()
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 import jaxseg.config
 from jaxseg.errors import UserError
@@ -61,7 +60,7 @@ def batch(void=True):
 @functools.cache
 def start():
   """A state whose networks have opinions: fresh ones say 0, almost."""
-  state = quick_jit(make().init)(jax.random.key(0))
+  state = jax.jit(make().init)(jax.random.key(0))
   larger = lambda tree: jax.tree.map(lambda x: 4 * x, tree)
   params = {name: larger(tree) for name, tree in state.params.items()}
   ema = {name: {**state.ema[name], 'params': params[name]}
@@ -71,7 +70,7 @@ def start():
 
 @functools.cache
 def step(**fields):
-  return quick_jit(make(**fields).train_step)
+  return jax.jit(make(**fields).train_step)
 
 
 def formulas(params, data):
@@ -102,7 +101,7 @@ def formulas(params, data):
   }
 
 
-terms_of = quick_jit(formulas)
+terms_of = jax.jit(formulas)
 
 
 # ---- Against the published implementation
@@ -128,12 +127,12 @@ def recorded_steps(**fields):
     'adam', lr=2e-4, schedule='constant', weight_decay=0.0, b1=0.5
   )
   method = make(optimizer=adam, d_optimizer=adam, **RECORDED, **fields)
-  state = quick_jit(method.init)(jax.random.key(0))
+  state = jax.jit(method.init)(jax.random.key(0))
   params = jax.tree.map(jnp.asarray, recorded_params('init/'))
   if fields.get('published_code_compat'):
     params['d_s'] = state.params['d_s']  # that of one channel is not recorded
   state, terms = state.replace(params=params), []
-  run = quick_jit(method.train_step)
+  run = jax.jit(method.train_step)
   for t in range(2):
     image = lambda name: golden_cyclegan.nhwc(recorded()[f'in/{t}/{name}'])  # noqa: B023
     data = {
@@ -175,14 +174,14 @@ def test_two_recorded_steps():
 def test_gradients_of_a_recorded_step(shared):
   arrays = dict(np.load(shared / 'golden/cyclegan/step_paper.npz'))
   method = make(**RECORDED)
-  state = quick_jit(method.init)(jax.random.key(0))
+  state = jax.jit(method.init)(jax.random.key(0))
   params = jax.tree.map(jnp.asarray, recorded_params('init/'))
   data = {
     'image': golden_cyclegan.nhwc(arrays['in/0/x_l']),
     'label': arrays['in/0/y_l'][:, 0].astype(np.int32),
     'unlabelled': golden_cyclegan.nhwc(arrays['in/0/x_u']),
   }
-  after, _ = quick_jit(method.train_step)(state.replace(params=params), data)
+  after, _ = jax.jit(method.train_step)(state.replace(params=params), data)
   for name, theirs in (('seg', 'Gis'), ('g_si', 'Gsi')):
     wanted = golden_cyclegan.without_idle(
       golden_cyclegan.generator(arrays, f'grad/0/{theirs}/')
@@ -240,7 +239,7 @@ def test_generators_descend_equation_8_and_discriminators_their_own():
 
   after, _ = step(**LAMBDAS)(start(), batch())
   for loss, names in ((equation_8, ('seg', 'g_si')), (halves, ('d_s', 'd_i'))):
-    wanted = quick_jit(jax.grad(loss))({n: start().params[n] for n in names})
+    wanted = jax.jit(jax.grad(loss))({n: start().params[n] for n in names})
     for name in names:
       found = jax.tree.map(
         jnp.subtract, start().params[name], after.params[name]
@@ -301,11 +300,11 @@ def test_a_weight_of_zero_leaves_the_term_out(weights, gone):
 def test_void_is_hidden_from_patches_of_either_kind():
   """Else D would know real labels, and drawn images, by their void."""
   method = make(discriminator='patch', d_norm='none', **LAMBDAS)
-  state = quick_jit(method.init)(jax.random.key(0))
+  state = jax.jit(method.init)(jax.random.key(0))
   state = state.replace(params={n: jax.tree.map(lambda x: 4 * x, p)
                                 for n, p in state.params.items()})  # fmt: skip
   data = batch() | {'unlabelled': batch()['image']}
-  run = quick_jit(method.train_step)
+  run = jax.jit(method.train_step)
   # One class everywhere, predicted as drawn: D_S sees the same twice.
   seg = jax.tree.map(jnp.zeros_like, state.params['seg'])
   seg['decoder']['out']['bias'] = jnp.array([60.0, 0, 0, 0])
@@ -333,10 +332,10 @@ def test_pixel_mean_by_hand():
 def test_class_ids_give_the_generator_no_gradient():
   alone = OFF | {'lambda_4': 7.0}
   method = make(published_code_compat=True, **alone)
-  state = quick_jit(method.init)(jax.random.key(0))
+  state = jax.jit(method.init)(jax.random.key(0))
   state = state.replace(params=start().params | {'d_s': jax.tree.map(
     lambda x: 4 * x, state.params['d_s'])})  # fmt: skip
-  after, _ = quick_jit(method.train_step)(state, batch())
+  after, _ = jax.jit(method.train_step)(state, batch())
   none, _ = step(**OFF)(start(), batch())
   jax.tree.map(assert_array_equal, after.params['seg'], none.params['seg'])
   with_gradient, _ = step(**alone)(start(), batch())
@@ -355,9 +354,9 @@ def test_alone_it_is_the_supervised_step():
     num_classes=K, resolution=SIZE, channels=1, total_steps=100, net=NET,
     loss=cyclegan.Loss(dice=0.0), optimizer=PLAIN, ema_half_life=0.0,
   )  # fmt: skip
-  seg = quick_jit(method.init)(jax.random.key(0))
+  seg = jax.jit(method.init)(jax.random.key(0))
   seg = seg.replace(params={'seg': state.params['seg']})
-  theirs, loss = quick_jit(method.train_step)(seg, batch())
+  theirs, loss = jax.jit(method.train_step)(seg, batch())
   assert terms.keys() == {'gen_s'}
   assert_allclose(terms['gen_s'], loss['ce'], rtol=1e-5)
   jax.tree.map(
@@ -371,8 +370,8 @@ def test_alone_it_is_the_supervised_step():
 
 def test_discriminators_see_earlier_fakes():
   method = make(pool_size=M, **LAMBDAS)
-  state = quick_jit(method.init)(jax.random.key(3))
-  run = quick_jit(method.train_step)
+  state = jax.jit(method.init)(jax.random.key(3))
+  run = jax.jit(method.train_step)
   state = state.replace(params=start().params, ema=start().ema)
   first = terms_of(state.params, batch())
   state, terms = run(state, batch())
@@ -395,7 +394,7 @@ def test_discriminators_see_earlier_fakes():
 
 def test_prediction():
   state, images = start(), batch()['image']
-  found = quick_jit(make().predict)(state, images)
+  found = jax.jit(make().predict)(state, images)
   run = lambda net, name, x: net.apply({'params': state.params[name]}, x)
   maps = jax.nn.softmax(run(SEG, 'seg', images))
   drawn = run(G_SI, 'g_si', maps)
@@ -426,8 +425,8 @@ def test_batch_normalised_segmenter_of_colour_images_on_a_rectangle():
   uniform = lambda: rng.uniform(-1, 1, (2, 32, 48, 3)).astype(np.float32)
   data = {'image': uniform(), 'unlabelled': uniform(),
           'label': rng.integers(0, K, (2, 32, 48), np.int32)}  # fmt: skip
-  state = quick_jit(method.init)(jax.random.key(0))
-  after, terms = quick_jit(method.train_step)(state, data)
+  state = jax.jit(method.init)(jax.random.key(0))
+  after, terms = jax.jit(method.train_step)(state, data)
   assert all(np.isfinite(v) for v in terms.values())
   for name in ('seg', 'g_si'):
     stats = jax.tree.leaves(after.extra[name])
@@ -436,7 +435,7 @@ def test_batch_normalised_segmenter_of_colour_images_on_a_rectangle():
       (a != b).any()
       for a, b in zip(stats, jax.tree.leaves(state.extra[name]), strict=True)
     )
-  found = quick_jit(method.predict)(after, data['image'])
+  found = jax.jit(method.predict)(after, data['image'])
   assert found.reconstruction.shape == data['image'].shape
   assert int(after.extra['pool_s'].count) == 2
 
@@ -454,12 +453,12 @@ def test_learns_a_threshold():
   image = image.astype(np.float32)
   label = (image[..., 0] > 0).astype(np.int32)
   data = {'image': image[:4], 'label': label[:4], 'unlabelled': image[4:]}
-  state = quick_jit(method.init)(jax.random.key(0))
-  run = quick_jit(method.train_step)
+  state = jax.jit(method.init)(jax.random.key(0))
+  run = jax.jit(method.train_step)
   state, first = run(state, data)
   for _ in range(59):
     state, last = run(state, data)
-  found = quick_jit(method.predict)(state, image)
+  found = jax.jit(method.predict)(state, image)
   assert (found.probabilities.argmax(-1) == label).mean() > 0.95
   for name in ('gen_s', 'gen_i', 'cycle_i', 'cycle_s'):
     assert last[name] < 0.8 * first[name], name

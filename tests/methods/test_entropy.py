@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg import config
 from jaxseg.errors import UserError
@@ -29,7 +28,7 @@ COMMON = dict(
 def method(module=entropy, **changes):
   """(jitted init, jitted step, jitted predict)."""
   m = module.make(**COMMON, **changes)
-  return quick_jit(m.init), quick_jit(m.train_step), quick_jit(m.predict)
+  return jax.jit(m.init), jax.jit(m.train_step), jax.jit(m.predict)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ import ml_collections
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.errors import UserError
@@ -46,7 +45,7 @@ def make(**settings):
 
 @functools.cache
 def initial():
-  return quick_jit(make().init)(jax.random.key(0))
+  return jax.jit(make().init)(jax.random.key(0))
 
 
 @functools.cache
@@ -62,7 +61,7 @@ def batch():
 
 @functools.cache
 def jitted_step():
-  return quick_jit(make().train_step)
+  return jax.jit(make().train_step)
 
 
 def step(state, data=None):
@@ -118,7 +117,7 @@ def test_without_flaws_both_are_supervised():
   assert metrics['dc_weight'] > 0
   for term in ('dc_l', 'dc_r', 'fc_l', 'fc_r', 'both_flawed'):
     assert metrics[term] == 0
-  plain_step = quick_jit(method.train_step)
+  plain_step = jax.jit(method.train_step)
   for name in 'lr':
     part = lambda tree: {'seg': tree[name]}  # noqa: B023
     plain = state.replace(
@@ -192,7 +191,7 @@ def probe():
       'shifted': guided(params, stats, p, shift_none=True),
     }
 
-  return quick_jit(run)
+  return jax.jit(run)
 
 
 @functools.cache
@@ -360,7 +359,7 @@ def test_shift_none_lets_models_without_flaws_teach():
 
 def test_predictions():
   state = initial()
-  predict = quick_jit(
+  predict = jax.jit(
     lambda state: [
       make(predict_with=way).predict(state, batch()['image'])
       for way in gct.PREDICT_WITH
@@ -378,7 +377,7 @@ def test_predictions():
 
 
 def test_pictures():
-  found = quick_jit(make().pictures)(late(initial()), batch())
+  found = jax.jit(make().pictures)(late(initial()), batch())
   assert found['flaw'].shape == batch()['image'].shape
   assert found['flaw'].min() >= -1 and found['flaw'].max() <= 1
   assert found['predicted'].shape == batch()['label'].shape
@@ -398,7 +397,7 @@ def test_learns_from_few_pixels():
   assert np.mean(fd[-10:]) < np.mean(fd[:10])
   assert all(np.isfinite(value) for value in metrics.values())
   unlabelled = batch()['unlabelled']
-  found = quick_jit(make().predict)(state, unlabelled).probabilities.argmax(-1)
+  found = jax.jit(make().predict)(state, unlabelled).probabilities.argmax(-1)
   wanted = np.digitize(unlabelled[..., 0], (-0.3, 0.3))
   assert (found == wanted).mean() > 0.8
 

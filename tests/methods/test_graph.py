@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg import config
 from jaxseg.errors import UserError
@@ -31,7 +30,7 @@ COMMON = dict(
 def method(module=graph, **changes):
   """(jitted init, jitted step, jitted predict)."""
   m = module.make(**COMMON, **changes)
-  return quick_jit(m.init), quick_jit(m.train_step), quick_jit(m.predict)
+  return jax.jit(m.init), jax.jit(m.train_step), jax.jit(m.predict)
 
 
 @functools.cache
@@ -81,7 +80,7 @@ def test_image_terms_by_brute_force(outputs):
   settings = ImageGraph(
     weight=2.0, neighbours=1, grid=2, margin=1.0, margin_weight=0.5
   )
-  terms = quick_jit(lambda f, x: graph.image_terms(f, x, valid, settings))
+  terms = jax.jit(lambda f, x: graph.image_terms(f, x, valid, settings))
   total, told = terms(features, logits)
   p, distances = softmax(logits.astype(np.float64)), np.zeros((5, 5))
   boxes = [np.s_[i : i + 4, j : j + 4] for i in (0, 4) for j in (0, 4)]
@@ -102,7 +101,7 @@ def test_image_terms_by_brute_force(outputs):
   gap = np.maximum(0, 1 - np.sqrt(distances)) ** 2
   assert_allclose(told['apart'], gap[others].mean(), rtol=1e-5)
   assert_allclose(total, 2 * (told['agree'] + 0.5 * told['apart']), rtol=1e-6)
-  slopes = quick_jit(
+  slopes = jax.jit(
     jax.grad(lambda *a: terms.__wrapped__(*a)[0], argnums=(0, 1))
   )
   by_features, by_logits = map(np.asarray, slopes(features, logits))
@@ -117,9 +116,7 @@ def test_pixel_terms_and_who_counts(outputs, labelled):
     weight=2.0, connectivity=4, labelled=labelled, entropy=0.5
   )
   terms = lambda x: graph.pixel_terms(x, images, valid, 2, settings)
-  (total, told), grad = quick_jit(jax.value_and_grad(terms, has_aux=True))(
-    logits
-  )
+  (total, told), grad = jax.jit(jax.value_and_grad(terms, has_aux=True))(logits)
   p = softmax(logits.astype(np.float64))
   energy = pairs = 0
   for i in range(0 if labelled else 2, 5):
@@ -161,7 +158,7 @@ def test_it_learns_with_both_graphs():
   )
   logits = jnp.log(predict(as_average, images).probabilities)
   valid = np.ones(images.shape[:3], bool)
-  _, told = quick_jit(
+  _, told = jax.jit(
     lambda x: graph.pixel_terms(x, images, valid, 4, PixelGraph())
   )(logits)
   for name, value in told.items():

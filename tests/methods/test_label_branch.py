@@ -9,7 +9,6 @@ import pytest
 import toy_weights
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from quick import quick_jit
 
 from jaxseg import config as jaxseg_config
 from jaxseg import train
@@ -46,14 +45,12 @@ def make(folder, resolution=SIZE, **args):
 
 
 def started(method):
-  return method.pretrained(
-    quick_jit(method.init)(jax.random.key(0), None), None
-  )
+  return method.pretrained(jax.jit(method.init)(jax.random.key(0), None), None)
 
 
 def render(folder, state, w_plus):
   net, given = frozen.build(folders.read_card(folder)), state.extra['frozen']
-  draw = quick_jit(lambda w: frozen.synthesize(net, given, w, given['noise']))
+  draw = jax.jit(lambda w: frozen.synthesize(net, given, w, given['noise']))
   return draw(w_plus)[0]
 
 
@@ -97,18 +94,18 @@ def test_learns_what_the_generator_draws_and_leaves_it_alone(
   labels[:5] = label
   state = state.replace(extra=state.extra | {'labels': labels})
   before = jax.tree.map(np.array, state.extra['frozen'])
-  step, batch = quick_jit(method.train_step), {'image': images(4)}
+  step, batch = jax.jit(method.train_step), {'image': images(4)}
   for _ in range(60):
     state, metrics = step(state, batch)
     assert np.isfinite(metrics['loss'])
-  pictures = quick_jit(method.pictures)(state, batch)
+  pictures = jax.jit(method.pictures)(state, batch)
   assert pictures['label'].shape == (8, SIZE, SIZE)
   assert_array_equal(pictures['label'][5:], label[:3])  # and again from 0 on
   found = np.asarray(pictures['predicted'][:5])
   majority = miou(np.zeros_like(label), label)
   assert miou(found, label) > majority + 0.2
   jax.tree.map(assert_array_equal, state.extra['frozen'], before)
-  image, probabilities = quick_jit(method.sample, static_argnums=2)(
+  image, probabilities = jax.jit(method.sample, static_argnums=2)(
     state, jax.random.key(3), 2
   )
   assert image.shape == (2, SIZE, SIZE, 1)
@@ -140,20 +137,20 @@ def test_encoders_of_another_size_see_resized_images(weights):
   given = frozen.weights(folders.load(weights['psp']))
   small = images(3)
   large = jax.image.resize(small, (3, 64, 64, 1), 'bilinear')
-  wanted = quick_jit(net.e.apply)(given['e'], large) + given['w_avg']
-  found = quick_jit(lambda x: frozen.encode(net, given, x))(small)
+  wanted = jax.jit(net.e.apply)(given['e'], large) + given['w_avg']
+  found = jax.jit(lambda x: frozen.encode(net, given, x))(small)
   assert_allclose(found, wanted, atol=1e-4)
   method = make(weights['psp'])
   assert method.refine is not None
   state = started(method)
-  assert quick_jit(method.predict)(state, small).trust.shape == (3,)
+  assert jax.jit(method.predict)(state, small).trust.shape == (3,)
 
 
 def test_without_encoder_a_label_is_an_inversion_from_the_mean(weights):
   method = make(weights['bare'], refine_steps=0)
   assert method.refine is None
   state = started(method)
-  prediction = quick_jit(method.predict)(state, images(2))
+  prediction = jax.jit(method.predict)(state, images(2))
   w_avg = state.extra['frozen']['w_avg']
   mean = np.broadcast_to(w_avg, (2, *w_avg.shape))
   drawn = render(weights['bare'], state, mean)

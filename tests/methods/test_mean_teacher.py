@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 import jaxseg.config
 from jaxseg.errors import UserError
@@ -54,8 +53,8 @@ def make(net=NET, **fields):
 def start(norm='group'):
   """A state in training, whose teacher is not the student."""
   method = make(NET._replace(norm=norm))
-  state = quick_jit(method.init)(jax.random.key(0))
-  other = quick_jit(method.init)(jax.random.key(1))
+  state = jax.jit(method.init)(jax.random.key(0))
+  other = jax.jit(method.init)(jax.random.key(1))
   ema = {'seg': state.ema['seg'] | {'params': other.params['seg']}}
   return state.replace(ema=ema, step=jnp.int32(STEP))
 
@@ -86,11 +85,11 @@ VARIANTS = {
 def test_step_is_the_formula(variant):
   fields = SILENT | VARIANTS[variant]
   state, data = start(), batch()
-  after, terms = quick_jit(make(**fields).train_step)(state, data)
+  after, terms = jax.jit(make(**fields).train_step)(state, data)
   net = segmenters.build(NET, K)
   everything = np.concatenate([data['image'], data['unlabelled']])
   teach = functools.partial(
-    quick_jit(net.apply), {'params': state.ema['seg']['params']}
+    jax.jit(net.apply), {'params': state.ema['seg']['params']}
   )
   first, factor = 0, fields['weight']
   if variant == 'unlabelled':
@@ -117,7 +116,7 @@ def test_step_is_the_formula(variant):
     distance = ((a - b) ** 2).mean()
     return total + factor * distance, distance
 
-  grad = quick_jit(jax.value_and_grad(loss, has_aux=True))
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (_, distance), grads = grad(state.params['seg'])
   assert_allclose(terms['consistency'], distance, rtol=1e-4)
   jax.tree.map(
@@ -136,7 +135,7 @@ def test_step_is_the_formula(variant):
 
 @functools.cache
 def scheduled():
-  return quick_jit(
+  return jax.jit(
     make(weight=3.0, ramp_up=0.5, start=0.2, ema_decay=0.9).train_step
   )
 
@@ -168,7 +167,7 @@ def test_schedules(step, weight, decay):
 def test_before_the_start_it_is_supervised():
   state, data = start().replace(step=jnp.int32(0)), batch()
   plain = supervised.make(**COMMON, net=NET, optimizer=PLAIN)
-  wanted, _ = quick_jit(plain.train_step)(state, data)
+  wanted, _ = jax.jit(plain.train_step)(state, data)
   found, terms = scheduled()(state, data)
   assert terms['consistency_weight'] == 0
   jax.tree.map(
@@ -182,7 +181,7 @@ def test_noise(who):
   step = scheduled()  # of the teacher alone
   if who == 'student':
     fields = dict(teacher_noise=0.0, student_noise=0.2)
-    step = quick_jit(make(**fields).train_step)
+    step = jax.jit(make(**fields).train_step)
   state = start()
   state = state.replace(
     ema={'seg': state.ema['seg'] | {'params': state.params['seg']}}
@@ -200,9 +199,9 @@ def test_batch_statistics_of_the_teacher(averaged):
   net = NET._replace(norm='batch', joint_norm=True)
   state = start('batch')
   step = make(net, average_statistics=averaged, on_labelled=False, **SILENT)
-  after, terms = quick_jit(step.train_step)(state, batch())
+  after, terms = jax.jit(step.train_step)(state, batch())
   teacher = after.ema['seg']['batch_stats']
-  apply = quick_jit(
+  apply = jax.jit(
     segmenters.build(net, K).apply, static_argnames=('train', 'mutable')
   )
   training = dict(train=True, mutable='batch_stats')
@@ -228,9 +227,9 @@ def test_batch_statistics_of_the_teacher(averaged):
 
 def test_predicts_with_the_teacher():
   state = start()
-  found = quick_jit(make().predict)(state, batch()['image'])
+  found = jax.jit(make().predict)(state, batch()['image'])
   net = segmenters.build(NET, K)
-  logits = quick_jit(net.apply)(
+  logits = jax.jit(net.apply)(
     {'params': state.ema['seg']['params']}, batch()['image']
   )
   assert_allclose(found.probabilities, softmax(logits), atol=1e-5)
@@ -248,12 +247,12 @@ def test_learns_a_threshold():
   image = image.astype(np.float32)
   label = (image[..., 0] > 0).astype(np.int32)
   data = {'image': image[:4], 'label': label[:4], 'unlabelled': image[4:]}
-  state = quick_jit(method.init)(jax.random.key(0))
-  step = quick_jit(method.train_step)
+  state = jax.jit(method.init)(jax.random.key(0))
+  step = jax.jit(method.train_step)
   for _ in range(60):
     state, terms = step(state, data)
   assert_allclose(terms['consistency_weight'], 10)
-  found = quick_jit(method.predict)(state, image).probabilities.argmax(-1)
+  found = jax.jit(method.predict)(state, image).probabilities.argmax(-1)
   assert (found == label).mean() > 0.95
 
 

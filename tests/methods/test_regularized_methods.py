@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg import config
 from jaxseg.data import views
@@ -81,7 +80,7 @@ def test_what_the_term_looks_at(name, monkeypatch):
     lambda x: jnp.zeros(x.shape, x.dtype), shapes.replace(rng=None)
   ).replace(rng=jax.random.key(0))
 
-  @quick_jit
+  @jax.jit
   def looked_at(state, batch):  # most of the step is not compiled
     terms = method.train_step(state, batch)[1]
     own = {k: v for k, v in terms.items() if k.startswith('regularizer_')}
@@ -126,8 +125,8 @@ def trained(settings):
     loss=Loss(dice=0.0), weight=0.0, ema_half_life=0.0, regularizer=settings,
     optimizer=Optimizer('sgd', lr=0.1, schedule='constant', weight_decay=0.0),
   )  # fmt: skip
-  first = quick_jit(method.init)(jax.random.key(0))
-  step, told = quick_jit(method.train_step), []
+  first = jax.jit(method.init)(jax.random.key(0))
+  step, told = jax.jit(method.train_step), []
   half = jnp.full((), STEPS // 2, jnp.int32)
   one, _ = step(first.replace(step=half), batch())
   state = first
@@ -161,7 +160,7 @@ def test_its_gradient_is_that_of_regularize():
     logits = segmenting.logits(segmenter(), {'params': params}, images)
     return regularized.regularize(logits, images, RAMP, unlabelled=free)[0]
 
-  gradient = quick_jit(jax.grad(value))(first.params['seg'])
+  gradient = jax.jit(jax.grad(value))(first.params['seg'])
   climbed = np.exp(-5 * 0.5**2)
   difference = jax.tree.map(
     lambda a, b: (b - a) / 0.1, ours.params['seg'], without.params['seg']
@@ -179,7 +178,7 @@ def test_labels_follow_edges():
   assert 'regularizer_crf' not in trained(Regularizer())[3][0]
   images, energy, correct = everything(), [], []
 
-  @quick_jit
+  @jax.jit
   def score(params):
     logits = segmenting.logits(segmenter(), {'params': params}, images)
     right = (logits.argmax(-1) == 1) == (images[..., 0] > 0)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from quick import quick_jit
 
 from jaxseg.methods import replay
 
@@ -49,7 +48,7 @@ def stacked(values):
 
 @pytest.mark.parametrize('n', [1, 3, 8])
 def test_images_one_by_one(n):
-  places, step = 4, quick_jit(replay.exchange)
+  places, step = 4, jax.jit(replay.exchange)
   pool = replay.empty(places, jax.tree.map(jnp.asarray, example(0)))
   kept = []
   for t in range(24 // n):
@@ -69,7 +68,7 @@ def test_images_one_by_one(n):
 def test_whole_batches():
   # Seven places hold three batches of two.
   pool, kept = replay.empty(7, jnp.zeros(2)), []
-  step = quick_jit(replay.exchange, static_argnames='whole_batches')
+  step = jax.jit(replay.exchange, static_argnames='whole_batches')
   for t in range(12):
     rng = jax.random.key(t)
     wanted = by_list(kept, 3, [t], *decisions(rng, 1, 3))[0]

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 from tagged_digits import COMMON, K, batches, digits
 
 from jaxseg import config
@@ -38,8 +37,8 @@ def classifier():
   """A trained stage of `cam`."""
   args = {k: v for k, v in ARGS.items() if k not in ('grid', 'cues')}
   method = cam.make(**args)
-  state = quick_jit(method.init)(jax.random.key(0))
-  step = quick_jit(method.train_step)
+  state = jax.jit(method.init)(jax.random.key(0))
+  step = jax.jit(method.train_step)
   for batch in batches():
     state, _ = step(state, batch)
   return state
@@ -49,8 +48,8 @@ def classifier():
 def trained():
   """(states before and after STEPS steps, the metrics of each)."""
   method, told = made(), []
-  before = state = quick_jit(method.init)(jax.random.key(1), classifier())
-  step = quick_jit(method.train_step)
+  before = state = jax.jit(method.init)(jax.random.key(1), classifier())
+  step = jax.jit(method.train_step)
   for batch in batches(STEPS):
     state, metrics = step(state, batch)
     told.append({name: float(value) for name, value in metrics.items()})
@@ -65,7 +64,7 @@ def test_it_learns_from_tags():
     assert told[-1][term] < 0.8 * told[0][term], term
   # The class that is tagged is likelier on its strokes than elsewhere.
   images, labels, shown = digits('test')
-  p = np.asarray(quick_jit(made().predict)(state, images).probabilities)
+  p = np.asarray(jax.jit(made().predict)(state, images).probabilities)
   tagged = p[np.arange(len(shown)), ..., shown[:, 1:].argmax(1) + 1]
   on, off = tagged[labels > 0].mean(), tagged[labels == 0].mean()
   assert on > 1.5 * off
@@ -75,12 +74,12 @@ def test_the_first_step_is_that_of_its_parts():
   """The terms, out of the prediction and what the classifier says."""
   before, _, told = trained()
   batch = next(batches(1))
-  p = quick_jit(made().predict)(before, batch['image']).probabilities
+  p = jax.jit(made().predict)(before, batch['image']).probabilities
   halves = lambda x: sec.shrunk(jnp.asarray(x), (12, 12))
   p = tags.floored(halves(p))
   arguments = {k: v for k, v in ARGS.items() if k not in (
     'grid', 'cues', 'ema_half_life')}  # fmt: skip
-  maps, saliency = quick_jit(
+  maps, saliency = jax.jit(
     lambda v, x, t: cam.evidence(
       cam.classifier(**arguments), v, x, t, 'features'
     )
@@ -89,7 +88,7 @@ def test_the_first_step_is_that_of_its_parts():
     halves(maps), batch['tags'], halves(saliency[..., None])[..., 0],
     ARGS['cues'],
   )  # fmt: skip
-  refined = quick_jit(dense_crf.mean_field)(jnp.log(p), halves(batch['image']))
+  refined = jax.jit(dense_crf.mean_field)(jnp.log(p), halves(batch['image']))
   refined = jnp.maximum(refined, 1e-4)
   refined = refined / refined.sum(-1, keepdims=True)
   wanted = {
@@ -120,9 +119,9 @@ def test_it_starts_from_the_classifier_which_stays():
 
 def test_multiple_instance_learning_needs_no_classifier():
   method = made(seed=0.0, constrain=0.0, pool=Pool('max'))
-  state = quick_jit(method.init)(jax.random.key(1))
+  state = jax.jit(method.init)(jax.random.key(1))
   assert set(state.extra) == {'seg'}
-  step, told = quick_jit(method.train_step), []
+  step, told = jax.jit(method.train_step), []
   for batch in batches(10):
     state, metrics = step(state, batch)
     told.append(float(metrics['expand']))

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.methods import segmenting
 from jaxseg.nets.segmenters import Net
@@ -32,7 +31,7 @@ def run(seg, images, split):
     )
     return whole, halves
 
-  return quick_jit(everything)(params, stats)
+  return jax.jit(everything)(params, stats)
 
 
 @pytest.mark.parametrize('norm, joint', (

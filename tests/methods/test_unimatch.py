@@ -9,7 +9,6 @@ import pytest
 import scipy.special
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 import jaxseg.config
 from jaxseg.errors import UserError
@@ -53,12 +52,12 @@ LOSS = Loss(dice=0.0)
 def make(net=NET, **fields):
   fields = dict(confidence=CONFIDENCE, feature_dropout=0.0, loss=LOSS) | fields
   method = unimatch.make(**COMMON, net=net, optimizer=PLAIN, **fields)
-  return method._replace(train_step=quick_jit(method.train_step))
+  return method._replace(train_step=jax.jit(method.train_step))
 
 
 @functools.cache
 def start(net=NET):
-  return quick_jit(make(net).init)(jax.random.key(0))
+  return jax.jit(make(net).init)(jax.random.key(0))
 
 
 def step(net=NET, data=None, **fields):
@@ -114,7 +113,7 @@ def reference(views, feature_weight):
       on_labels, on_views, feature,
     )  # fmt: skip
 
-  gradient, values = quick_jit(jax.grad(terms, has_aux=True))(params)
+  gradient, values = jax.jit(jax.grad(terms, has_aux=True))(params)
   names = ('ce', 'strong', 'feature')
   return gradient, dict(zip(names, values, strict=True)) | {
     'mask_ratio': sure.mean()
@@ -161,7 +160,7 @@ def test_the_other_views_are_not_looked_at():
 def test_without_unlabelled_weight_it_is_half_the_supervised_gradient():
   after, _ = step(unlabelled_weight=0.0)
   alone = supervised.make(**COMMON, net=NET, optimizer=PLAIN, loss=LOSS)
-  expected, _ = quick_jit(alone.train_step)(start(), batch())
+  expected, _ = jax.jit(alone.train_step)(start(), batch())
   jax.tree.map(
     lambda old, new, other: assert_allclose(
       new - old, (other - old) / 2, rtol=1e-3, atol=1e-5
@@ -193,7 +192,7 @@ def test_batch_statistics_are_of_both_passes():
     ]
   ).reshape(-1, SIZE, SIZE, 1)
 
-  @quick_jit
+  @jax.jit
   def pass_(stats, images):
     variables = {'params': before.params['seg'], 'batch_stats': stats}
     return net.apply(variables, images, train=True, mutable=['batch_stats'])[1][
@@ -310,10 +309,10 @@ def test_learns_a_threshold():
     'unlabelled': other,
     'unlabelled_strong': np.stack([0.8 * other, other + 0.05], 1),
   }  # fmt: skip
-  state = quick_jit(method.init)(jax.random.key(0))
-  run = quick_jit(method.train_step)
+  state = jax.jit(method.init)(jax.random.key(0))
+  run = jax.jit(method.train_step)
   for _ in range(80):
     state, metrics = run(state, data)
-  found = quick_jit(method.predict)(state, squares).probabilities.argmax(-1)
+  found = jax.jit(method.predict)(state, squares).probabilities.argmax(-1)
   assert (found == (squares[..., 0] > 0)).mean() > 0.95
   assert metrics['mask_ratio'] > 0.8

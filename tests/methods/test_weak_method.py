@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg import config
 from jaxseg.data import weak as weak_labels
@@ -32,7 +31,7 @@ DENSE = dict(sigma_xy=0.3, sigma_rgb=30.0, filter='exact')
 def method(module=weak, **changes):
   """(jitted init, jitted step, jitted predict, method)."""
   m = module.make(**COMMON, **changes)
-  return quick_jit(m.init), quick_jit(m.train_step), quick_jit(m.predict), m
+  return jax.jit(m.init), jax.jit(m.train_step), jax.jit(m.predict), m
 
 
 @functools.cache
@@ -136,7 +135,7 @@ def test_each_image_counts_alike():
   label[0, :8] = 0
   m = weak.make(**COMMON, normalize='image', loss=Loss(dice=1.0))
   state = method()[0](jax.random.key(0))
-  _, told = quick_jit(m.train_step)(state, {'image': images, 'label': label})
+  _, told = jax.jit(m.train_step)(state, {'image': images, 'label': label})
   logits = jnp.log(m.predict(state, images).probabilities)
   ids = jnp.where(label == 255, 0, label)
   pixels = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
@@ -149,7 +148,7 @@ def test_pictures_show_where_terms_push():
   images, _, clicks, _ = discs()
   r = Regularizer(crf=0.5, entropy=0.1, **DENSE)
   init, _, _, m = method(regularizer=r)
-  shown = quick_jit(m.pictures)(
+  shown = jax.jit(m.pictures)(
     init(jax.random.key(0)), {'image': images, 'label': clicks}
   )
   pushes = {name for name in shown if name.startswith('push')}

@@ -9,7 +9,6 @@ import pytest
 import torch_functions as t
 import torch_layers
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.nets.deeplab import BACKBONES, DeepLabV2, DeepLabV3Plus
 from jaxseg.nets.layers import Features
@@ -111,7 +110,7 @@ def test_v2_decoder_against_pytorch(bug, align_corners):
   )
   coarse = normal(2, 9, 7, 5)
   variables = decoder_of(net, coarse)
-  logits = quick_jit(
+  logits = jax.jit(
     lambda v, c: net.apply(v, Features((c,)), (32, 30), method=net.decode)
   )(variables, coarse)
   tree = torch_layers.Net(variables['params']['decoder'])
@@ -137,7 +136,7 @@ def test_v3plus_decoder_against_pytorch(stride, norm, align_corners):
   # One map is smaller than two of the three dilations, the other than all.
   fine, coarse = normal(2, 16, 16, 8), normal(2, 7, 8, 64, seed=2)
   variables = decoder_of(net, fine, coarse)
-  logits = quick_jit(
+  logits = jax.jit(
     lambda v, *m: net.apply(v, Features(m), (32, 30), method=net.decode)
   )(variables, fine, coarse)
   tree = torch_layers.Net(
@@ -172,7 +171,7 @@ def test_whole_network(make):
   net = make(3, norm='frozen', **SMALL)
   x = normal(2, 32, 32, 1)
   variables = t.random_variables(net, x)
-  logits = quick_jit(net.apply)(variables, x)
+  logits = jax.jit(net.apply)(variables, x)
   tree = torch_layers.Net(
     variables['params']['encoder'], variables['batch_stats']['encoder']
   )
@@ -187,7 +186,7 @@ def test_whole_network(make):
   maps = [t.from_torch(m) for m in maps]
   read = (maps[3],) if make is DeepLabV2 else (maps[0], maps[3])
   decode = lambda v, *m: net.apply(v, Features(m), (32, 32), method=net.decode)
-  wanted = quick_jit(decode)(variables, *read)
+  wanted = jax.jit(decode)(variables, *read)
   assert logits.shape == (2, 32, 32, 3)
   assert_allclose(logits, wanted, atol=1e-4)
 
@@ -205,10 +204,10 @@ def test_dropout_only_in_training():
       capture_intermediates=lambda m, _: type(m).__name__ == 'Dropout',
     )  # fmt: skip
 
-  (still, _), (first, seen), (other, _) = quick_jit(
+  (still, _), (first, seen), (other, _) = jax.jit(
     lambda: (run(False, 0), run(True, 0), run(True, 1))
   )()
-  (again, _) = quick_jit(lambda: run(False, 1))()
+  (again, _) = jax.jit(lambda: run(False, 1))()
   np.testing.assert_array_equal(still, again)
   assert np.abs(first - other).max() > 0.01
   seen = seen['intermediates']['decoder']
@@ -229,7 +228,7 @@ def test_initial_kernels(make):
   init = lambda *m: net.init(
     jax.random.key(0), Features(m), (8, 8), method=net.decode
   )
-  params = quick_jit(init)(*maps)['params']['decoder']
+  params = jax.jit(init)(*maps)['params']['decoder']
   if make is DeepLabV2:
     for i in range(4):
       std = params[f'branch{i}']['kernel'].std()

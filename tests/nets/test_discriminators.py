@@ -8,7 +8,6 @@ import pytest
 import torch_functions as t
 from golden_cyclegan import nhwc
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.nets import discriminators, layers
 from jaxseg.nets.discriminators import (
@@ -23,7 +22,7 @@ def spectral_conv():
   """A module, its input and its variables."""
   x = jax.random.normal(jax.random.key(0), (1, 6, 6, 3))
   conv = SpectralConv(8)
-  init = quick_jit(lambda key: conv.init(key, x, False))
+  init = jax.jit(lambda key: conv.init(key, x, False))
   return conv, x, init(jax.random.key(1))
 
 
@@ -31,7 +30,7 @@ def test_spectral_norm_is_the_largest_singular_value(spectral_conv):
   conv, x, variables = spectral_conv
   params = variables['params']
 
-  @quick_jit
+  @jax.jit
   def iterate(params, spectral):
     run = lambda _, s: conv.apply(
       {'params': params, 'spectral': s}, x, True, mutable=['spectral']
@@ -42,7 +41,7 @@ def test_spectral_norm_is_the_largest_singular_value(spectral_conv):
   matrix = np.asarray(params['kernel']).reshape(-1, 8)
   sigma = spectral['v'] @ matrix @ spectral['u']
   assert_allclose(sigma, np.linalg.svd(matrix)[1][0], rtol=1e-4)
-  apply = quick_jit(lambda v: conv.apply(v, x, False))
+  apply = jax.jit(lambda v: conv.apply(v, x, False))
   y = apply({'params': params, 'spectral': spectral})
   doubled = {'kernel': 2 * params['kernel']}
   again = apply({'params': doubled, 'spectral': spectral})
@@ -52,7 +51,7 @@ def test_spectral_norm_is_the_largest_singular_value(spectral_conv):
 def test_power_iteration_runs_only_when_asked(spectral_conv):
   conv, x, variables = spectral_conv
   matrix = np.asarray(variables['params']['kernel']).reshape(-1, 8)
-  kept, new = quick_jit(
+  kept, new = jax.jit(
     lambda v: [
       conv.apply(v, x, update, mutable=['spectral'])[1]['spectral']
       for update in (False, True)
@@ -69,7 +68,7 @@ def test_power_iteration_runs_only_when_asked(spectral_conv):
 
 def test_instance_norm():
   x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
-  y = np.asarray(quick_jit(layers.instance_norm)(x))
+  y = np.asarray(jax.jit(layers.instance_norm)(x))
   assert_allclose(y.mean((1, 2)), 0, atol=1e-5)
   assert_allclose(y.var((1, 2)), 1, atol=1e-4)
 
@@ -96,7 +95,7 @@ def recorded_scores(net, params, arrays):
     y = net.apply({'params': params}, x)
     return jnp.square(y).mean(), y
 
-  dx, y = quick_jit(jax.grad(loss, has_aux=True))(nhwc(arrays['x']))
+  dx, y = jax.jit(jax.grad(loss, has_aux=True))(nhwc(arrays['x']))
   return y, dx
 
 
@@ -159,7 +158,7 @@ def test_patches_are_as_large_as_published(layers, side):
     y = net.apply({'params': params}, x)
     return y[0, y.shape[1] // 2, y.shape[2] // 2, 0]
 
-  seen = np.asarray(quick_jit(jax.grad(middle))(x))[0, :, :, 0] != 0
+  seen = np.asarray(jax.jit(jax.grad(middle))(x))[0, :, :, 0] != 0
   assert seen.any(1).sum() == seen.any(0).sum() == side
 
 
@@ -182,7 +181,7 @@ def test_patchgan_is_that_of_pytorch(norm):
         y, None, None, own['scale'], own['bias'], training=True
       )
     y = t.F.leaky_relu(y, 0.2) if i < 3 else y
-  found = quick_jit(net.apply)({'params': params}, x)
+  found = jax.jit(net.apply)({'params': params}, x)
   assert_allclose(found, t.from_torch(y), atol=1e-5)
 
 
@@ -200,7 +199,7 @@ def test_void_pixels_do_not_count(norm):
   net = PixelDiscriminator(4, norm)
   variables = t.random_variables(net, x)
 
-  @quick_jit
+  @jax.jit
   def run(v):
     score = lambda x, valid: net.apply(v, x, valid)
     return [
@@ -221,8 +220,8 @@ def test_valid_pixels_are_normalised_as_if_alone():
   x, valid = x[:1], valid[:1]
   net = PixelDiscriminator(4, 'batch')
   variables = t.random_variables(net, x)
-  masked = quick_jit(net.apply)(variables, x, valid)
-  alone = quick_jit(net.apply)(variables, x[valid][None, None])
+  masked = jax.jit(net.apply)(variables, x, valid)
+  alone = jax.jit(net.apply)(variables, x[valid][None, None])
   assert_allclose(masked[valid], alone[0, 0], atol=1e-5)
 
 
@@ -232,14 +231,14 @@ def test_void_images_have_finite_scores_and_gradients():
   variables = t.random_variables(net, x)
   valid[0] = False
   loss = lambda x: net.apply(variables, x, valid).sum()
-  assert np.isfinite(quick_jit(jax.value_and_grad(loss))(x)[1]).all()
+  assert np.isfinite(jax.jit(jax.value_and_grad(loss))(x)[1]).all()
 
 
 def test_patchgan_sees_void_pixels_as_zeros():
   x, valid, changed = half_void()
   net = PatchGAN(2)
   variables = t.random_variables(net, x)
-  masked, again, zeros = quick_jit(
+  masked, again, zeros = jax.jit(
     lambda v: (
       net.apply(v, x, valid),
       net.apply(v, changed, valid),
@@ -252,7 +251,7 @@ def test_patchgan_sees_void_pixels_as_zeros():
 
 def test_initial_values_of_cyclegan_discriminators():
   net = PatchGAN(16)
-  init = quick_jit(lambda key: net.init(key, jnp.zeros((1, 32, 32, 3))))
+  init = jax.jit(lambda key: net.init(key, jnp.zeros((1, 32, 32, 3))))
   params = init(jax.random.key(0))['params']
   for i in range(5):
     assert_allclose(params[f'conv{i}']['kernel'].std(), 0.02, rtol=0.15)
@@ -269,7 +268,7 @@ def test_cyclegan_discriminators_in_bfloat16(kind):
   assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
   assert y.dtype == jnp.float32
   variables = t.random_variables(nets[0], x)
-  full, low = quick_jit(lambda v: [net.apply(v, x, valid) for net in nets])(
+  full, low = jax.jit(lambda v: [net.apply(v, x, valid) for net in nets])(
     variables
   )
   assert 0 < np.abs(full - low).max() < 0.1 * np.abs(full).max()

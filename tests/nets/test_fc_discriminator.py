@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.methods import adv_ssl
 from jaxseg.nets.fc_discriminator import FullyConvDiscriminator
@@ -32,7 +31,7 @@ def scores(recorded):
   }
   net = FullyConvDiscriminator(width=8)
   maps = recorded['pred'].transpose(0, 2, 3, 1)
-  return quick_jit(net.apply)({'params': params}, maps)
+  return jax.jit(net.apply)({'params': params}, maps)
 
 
 def test_recorded_scores(recorded, scores):
@@ -76,7 +75,7 @@ def test_bfloat16_keeps_scores_and_parameters_in_float32():
 def test_below_64_pixels_one_score_an_image():
   maps = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
   net = FullyConvDiscriminator(width=4)
-  out, _ = quick_jit(net.init_with_output)(jax.random.key(1), maps)
+  out, _ = jax.jit(net.init_with_output)(jax.random.key(1), maps)
   assert out.shape == (2, 32, 32, 1)
   assert_allclose(out, jnp.broadcast_to(out[:, :1, :1], out.shape), atol=1e-7)
   assert out[0, 0, 0] != out[1, 0, 0]

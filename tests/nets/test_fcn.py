@@ -9,7 +9,6 @@ import optax
 import pytest
 import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.nets import fcn
 from jaxseg.nets.fcn import FCN
@@ -147,7 +146,7 @@ def test_as_torch(stride, faithful):
   net = FCN(3, stride, width=1, faithful_padding=faithful)
   x = images(1, 45, 70, 2)
   params = t.random_variables(net, x)['params']
-  logits = quick_jit(net.apply)({'params': params}, x)
+  logits = jax.jit(net.apply)({'params': params}, x)
   wanted = by_torch(params, x, stride, faithful)[:, :45, :70]
   assert logits.shape == (1, 45, 70, 3)
   assert_allclose(logits, wanted, atol=1e-4 * np.abs(wanted).max())
@@ -158,7 +157,7 @@ def test_scores_start_at_zero_and_learn():
   net = FCN(3, 8, width=2)
   x = images(2, 32, 32, 1)
   labels = np.digitize(x[..., 0], (-0.3, 0.3))
-  params = quick_jit(net.init)(jax.random.key(0), x)['params']
+  params = jax.jit(net.init)(jax.random.key(0), x)['params']
   kernel = params['decoder']['upscore2']['kernel']
   assert_array_equal(kernel, bilinear_kernel(2, 3))
 
@@ -167,7 +166,7 @@ def test_scores_start_at_zero_and_learn():
     ce = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return ce.mean()
 
-  loss_and_grad = quick_jit(jax.value_and_grad(loss_fn))
+  loss_and_grad = jax.jit(jax.value_and_grad(loss_fn))
   losses, rates = [], (0.1, 0.1)
   for rate in rates:
     loss, grads = loss_and_grad(params)
@@ -193,7 +192,7 @@ def test_training_switches_statistics_and_dropout():
   variables = t.random_variables(net, x)
   rngs = {'dropout': jax.random.key(1)}
 
-  @quick_jit
+  @jax.jit
   def run(v, x):
     apply = functools.partial(net.apply, v, x, mutable='batch_stats')
     return apply(train=False), apply(train=True, rngs=rngs)

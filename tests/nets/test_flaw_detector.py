@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch_functions as t
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.nets import flaw_detector
 from jaxseg.nets.flaw_detector import FlawDetector
@@ -89,7 +88,7 @@ def test_published_numbers(shared):
   net = FlawDetector(width=8)
   image, prediction = nhwc(recorded['x']), nhwc(recorded['pred'])
 
-  @quick_jit
+  @jax.jit
   def run(prediction):
     def mean_square(prediction):
       flaw, updated = net.apply(
@@ -124,7 +123,7 @@ def test_every_stride_is_pytorch(stride, side, train):
     stride, train,
   )  # fmt: skip
   net = FlawDetector(width=4, stride=stride)
-  found = quick_jit(
+  found = jax.jit(
     lambda v: net.apply(
       v, nhwc(image), p, train=train, mutable=['batch_stats']
     )[0]
@@ -184,7 +183,7 @@ def test_images_meet_in_batch_norm_alone():
   p = rng.dirichlet((1, 1), (3, 16, 16)).astype(np.float32)
   net = FlawDetector(width=2, stride=1)
   variables = variables_of(random_weights(2, 3))
-  run = quick_jit(
+  run = jax.jit(
     lambda x, p, train: net.apply(
       variables, x, p, train=train, mutable=['batch_stats']
     )[0],

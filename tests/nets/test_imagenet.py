@@ -10,7 +10,6 @@ import pytest
 import torchvision_keys
 from flax import traverse_util
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.errors import UserError
 from jaxseg.nets import imagenet, lpips
@@ -70,7 +69,7 @@ def encode(module, variables, x):
   method = 'encode' if hasattr(module, 'encode') else None
   function = lambda v, x: module.apply(v, x, False, method=method)
   with jax.default_matmul_precision('highest'):
-    found = quick_jit(function)(variables, x)
+    found = jax.jit(function)(variables, x)
   return getattr(found, 'maps', found)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from numpy.testing import assert_allclose
-from quick import quick_jit
 from torch_functions import needed, random_variables
 
 from jaxseg.nets import inception
@@ -65,7 +64,7 @@ def test_features(num_classes):
   assert module == inception.of_variables(variables)
   rng = np.random.default_rng(0)
   x = rng.uniform(-1, 1, (2, 107, 120, 3)).astype(np.float32)
-  ours = quick_jit(inception.features)(variables, x)
+  ours = jax.jit(inception.features)(variables, x)
   with torch.no_grad():
     theirs = peer(num_classes)(torch.tensor(x.transpose(0, 3, 1, 2)))
   for a, b in zip(ours, theirs, strict=True):
@@ -94,7 +93,7 @@ def test_images_normalised_by_imagenet():
   variables = random_variables(plain, image)
   mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
   normalised = ((image + 1) / 2 - jnp.array(mean)) / jnp.array(std)
-  a, b = quick_jit(
+  a, b = jax.jit(
     lambda x, y: (
       transforming.apply(variables, x).logits,
       plain.apply(variables, y).logits,

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 from torch_functions import random_variables
 
 from jaxseg.nets.encoder import Encoder, ResidualEncoder
@@ -48,7 +47,7 @@ def test_unit_by_hand():
   gate = np.maximum(hidden, 0) @ p['se']['excite']['kernel'][0, 0]
   y = y / (1 + np.exp(-gate))[:, None, None]
   wanted = y + x[:, ::2, ::2]
-  got = quick_jit(unit.apply, static_argnums=2)(variables, x, False)
+  got = jax.jit(unit.apply, static_argnums=2)(variables, x, False)
   assert_allclose(got, wanted, atol=1e-5)
 
 
@@ -56,7 +55,7 @@ def test_e4e_adds_the_first_style_to_the_others():
   image = np.random.default_rng(0).normal(size=(2, 32, 32, 1))
   image = image.astype(np.float32)
   variables = random_variables(PSPEncoder(**TINY), image)
-  psp, e4e = quick_jit(
+  psp, e4e = jax.jit(
     lambda v, x: (
       PSPEncoder(**TINY).apply(v, x),
       E4EEncoder(**TINY).apply(v, x),
@@ -87,7 +86,7 @@ def test_training_averages_statistics():
   image = jax.random.normal(jax.random.key(0), IMAGE.shape)
   stem = lambda v: v['batch_stats']['body']['norm_stem']['mean']
   step = lambda v, x: encoder.apply(v, x, train=True, mutable=['batch_stats'])
-  _, updated = quick_jit(step)(variables, image)
+  _, updated = jax.jit(step)(variables, image)
   assert not np.allclose(stem(updated), stem(variables))
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.nets import layers
 from jaxseg.ops.conv import conv2d_transpose
@@ -37,11 +36,11 @@ def test_modulated_conv_is_a_kernel_per_image(k, demodulate):
   """Karras et al. 2020, equations 1 and 3, image by image."""
   x, w = normal(3, 5, 6, 4), normal(3, 7, seed=1)
   conv = layers.ModulatedConv(2, k, demodulate)
-  params = quick_jit(conv.init)(jax.random.key(0), x, w)['params']
+  params = jax.jit(conv.init)(jax.random.key(0), x, w)['params']
   assert_allclose(params['affine']['bias'], 1.0)
   affine = np.asarray(params['affine']['kernel']) / math.sqrt(7)
   kernel = np.asarray(params['kernel']) / math.sqrt(k * k * 4)
-  y = quick_jit(conv.apply)({'params': params}, x, w)
+  y = jax.jit(conv.apply)({'params': params}, x, w)
   for i in range(3):
     style = np.asarray(w[i]) @ affine + 1
     own = kernel * style[:, None]
@@ -53,9 +52,9 @@ def test_modulated_conv_is_a_kernel_per_image(k, demodulate):
 def test_modulated_conv_upsamples():
   x, w = normal(2, 4, 4, 3), normal(2, 5, seed=1)
   conv = layers.ModulatedConv(2, upsample=True)
-  params = quick_jit(conv.init)(jax.random.key(0), x, w)['params']
-  y = quick_jit(conv.apply)({'params': params}, x, w)
-  up = quick_jit(lambda x, k: blur(conv2d_transpose(x, k), (1, 1), 4.0))
+  params = jax.jit(conv.init)(jax.random.key(0), x, w)['params']
+  y = jax.jit(conv.apply)({'params': params}, x, w)
+  up = jax.jit(lambda x, k: blur(conv2d_transpose(x, k), (1, 1), 4.0))
   params = jax.device_get(params)
   for i in range(2):
     style = np.asarray(w[i]) @ params['affine']['kernel'] / math.sqrt(5) + 1
@@ -82,7 +81,7 @@ def test_equal_conv():
   conv = layers.EqualConv(4)
   params = conv.init(jax.random.key(0), x)['params']
   params['bias'] = normal(4, seed=2)
-  y = quick_jit(conv.apply)({'params': params}, x)
+  y = jax.jit(conv.apply)({'params': params}, x)
   kernel = np.asarray(params['kernel']) / math.sqrt(27)
   for i in range(2):
     wanted = correlate(np.asarray(x[i]), kernel) + params['bias']
@@ -114,7 +113,7 @@ def test_conv_starts_as_pytorch_does():
 def test_standardize_valid_pixels(axes):
   x = 3 + 2 * normal(2, 4, 5, 3)
   valid = np.random.default_rng(0).uniform(size=(2, 4, 5)) < 0.5
-  whole, masked = quick_jit(
+  whole, masked = jax.jit(
     lambda x: (layers.standardize(x, axes), layers.standardize(x, axes, valid))
   )(x)
   x = np.asarray(x, np.float64)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 from torch_functions import F as functional
 from torch_functions import (
   from_torch,
@@ -33,7 +32,7 @@ def of_images(params, a, b):
   return lpips.distance(params, *features)
 
 
-distance = quick_jit(of_images)
+distance = jax.jit(of_images)
 
 
 @pytest.mark.parametrize('net, wanted', (
@@ -63,7 +62,7 @@ def test_npz_holds_the_same_weights(params, tmp_path):
 
 def test_grey_is_repeated_and_equal_images_have_distance_zero(params):
   grey = jax.random.uniform(jax.random.key(0), (2, 16, 16, 1), minval=-1)
-  features = quick_jit(lpips.features)
+  features = jax.jit(lpips.features)
   a, b = features(params, grey), features(params, jnp.repeat(grey, 3, -1))
   for x, y in zip(a, b, strict=True):
     assert_allclose(x, y)
@@ -85,7 +84,7 @@ def test_gradient_is_finite_where_no_feature_answers(params):
   """With zero kernels every feature vector is zero."""
   silent = jax.tree.map(np.zeros_like, params)
   image = jnp.zeros((1, 8, 8, 3))
-  grad = quick_jit(jax.grad(lambda x, p: of_images(p, x, image).sum()))
+  grad = jax.jit(jax.grad(lambda x, p: of_images(p, x, image).sum()))
   assert np.isfinite(grad(image + 0.5, silent)).all()
 
 
@@ -185,7 +184,7 @@ def test_torchvisions_small_networks(net, widths, size):
   params['lin'] = [x * np.arange(x.size) for x in params['lin']]
   rng = np.random.default_rng(2)
   a, b = rng.uniform(-1, 1, (2, 1, *size, 3)).astype(np.float32)
-  compute = quick_jit(lpips.features)
+  compute = jax.jit(lpips.features)
   ours = compute(params, a), compute(params, b)
   total = 0
   for i, maps in enumerate(

@@ -7,7 +7,6 @@ import pytest
 import torch_functions as t
 import torch_layers
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.nets.mobilenet import MobileNetV2, scaled
 
@@ -65,7 +64,7 @@ def test_against_pytorch(norm):
   net = MobileNetV2(8, 8, norm)
   x = images()
   variables = t.random_variables(net, x, False)
-  maps = quick_jit(lambda *a: net.apply(*a, False))(variables, x)
+  maps = jax.jit(lambda *a: net.apply(*a, False))(variables, x)
   tree = torch_layers.Net(variables['params'], variables.get('batch_stats'))
   y = tree.conv('stem', t.to_torch(x), stride=2, padding=1)
   y = t.F.relu6(tree.norm('norm_stem', y))
@@ -89,7 +88,7 @@ def test_dilation_fills_in_between():
   x = images()
   net = lambda stride: MobileNetV2(8, stride, 'frozen')
   variables = t.random_variables(net(8), x, False)
-  run = lambda stride: quick_jit(net(stride).apply)(variables, x, False)
+  run = lambda stride: jax.jit(net(stride).apply)(variables, x, False)
   dense, strided = run(8)[-1], run(32)[-1]
   scale = np.abs(strided).max()
   assert_allclose(dense[:, ::4, ::4] / scale, strided / scale, atol=2e-5)

@@ -7,7 +7,6 @@ import pytest
 import torch_functions as t
 import torch_layers
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.nets.resnet import BasicBlock, ResNet
 
@@ -91,7 +90,7 @@ def test_against_pytorch(
   net = ResNet(depth, 8, output_stride, norm=norm, depths=depths)
   x = images()
   variables = t.random_variables(net, x, False)
-  maps = quick_jit(lambda *a: net.apply(*a, False))(variables, x)
+  maps = jax.jit(lambda *a: net.apply(*a, False))(variables, x)
   wanted = torch_layers.resnet(
     torch_layers.Net(variables['params'], variables.get('batch_stats')),
     t.to_torch(x), depths, strides, dilations, firsts,
@@ -108,7 +107,7 @@ def test_dilation_fills_in_between(depth):
   )
   x = images(64)
   variables = t.random_variables(net(8), x, False)
-  run = lambda stride: quick_jit(net(stride).apply)(variables, x, False)
+  run = lambda stride: jax.jit(net(stride).apply)(variables, x, False)
   dense, strided = run(8), run(32)
   for got, wanted, step in zip(dense, strided, (1, 1, 2, 4), strict=True):
     assert_allclose(got[:, ::step, ::step], wanted, atol=1e-4)
@@ -120,7 +119,7 @@ def test_multi_grid():
   net = ResNet(18, 8, 16, (1, 2), 'batch', depths=(1, 1, 1, 2))
   x = images()
   variables = t.random_variables(net, x, False)
-  maps = quick_jit(lambda *a: net.apply(*a, False))(variables, x)
+  maps = jax.jit(lambda *a: net.apply(*a, False))(variables, x)
   tree = torch_layers.Net(variables['params'], variables['batch_stats'])
   y = t.to_torch(maps[2])
   y = torch_layers.residual(tree['layer4_block0'], y, 1, 1, 2)
@@ -137,7 +136,7 @@ def test_batch_statistics():
   def run(norm, train):
     net = ResNet(norm=norm, **small)
     apply = lambda v, x: net.apply(v, x, train, mutable=['batch_stats'])
-    maps, changed = quick_jit(apply)(variables, x)
+    maps, changed = jax.jit(apply)(variables, x)
     return maps[-1], changed['batch_stats']
 
   used, same = run('batch', False)
@@ -164,7 +163,7 @@ def test_batch_statistics():
 def test_initial_kernels():
   """He normal over the outputs, as torchvision."""
   block = BasicBlock(32, stride=2)
-  init = quick_jit(block.init, static_argnums=2)
+  init = jax.jit(block.init, static_argnums=2)
   params = init(jax.random.key(0), images(8, 64), True)['params']
   for name, size in (('conv1', 9 * 32), ('shortcut', 32)):
     std = params[name]['kernel'].std()

@@ -11,7 +11,6 @@ import pytest
 import torch_functions as t
 from golden_cyclegan import nhwc
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.nets.resnet_generator import Doubling, ResnetGenerator, reflect
@@ -52,7 +51,7 @@ def run_of_recorded(recorded):
     return (y * nhwc(arrays['w'])).sum(), (y, found['intermediates'])
 
   x = nhwc(arrays['x'])
-  dx, (y, found) = quick_jit(jax.grad(loss, has_aux=True))(x)
+  dx, (y, found) = jax.jit(jax.grad(loss, has_aux=True))(x)
   return y, dx, found
 
 
@@ -121,7 +120,7 @@ def test_parameters_with_other_norms(norm):
 
 def test_initial_values():
   net = ResnetGenerator(3, width=16, blocks=2, norm='batch')
-  init = quick_jit(lambda key: net.init(key, jnp.zeros((1, 8, 8, 3))))
+  init = jax.jit(lambda key: net.init(key, jnp.zeros((1, 8, 8, 3))))
   leaves = jax.tree_util.tree_leaves_with_path(
     init(jax.random.key(0))['params']
   )
@@ -190,7 +189,7 @@ def test_network_is_that_of_pytorch(norm, size, output):
   x = images(2, *size, 3)
   net = ResnetGenerator(4, width=8, blocks=2, norm=norm, output=output)
   variables = t.random_variables(net, x)
-  y, _ = quick_jit(lambda v: net.apply(v, x, True, mutable=['batch_stats']))(
+  y, _ = jax.jit(lambda v: net.apply(v, x, True, mutable=['batch_stats']))(
     variables
   )
   assert y.shape == (2, *size, 4)
@@ -223,7 +222,7 @@ def test_bfloat16_is_close():
   net = ResnetGenerator(2, 8, 1)
   variables = t.random_variables(net, x)
   low = ResnetGenerator(2, 8, 1, dtype='bfloat16')
-  a, b = quick_jit(lambda v: (net.apply(v, x), low.apply(v, x)))(variables)
+  a, b = jax.jit(lambda v: (net.apply(v, x), low.apply(v, x)))(variables)
   assert 0 < np.abs(a - b).max() < 0.1 * np.std(a)
 
 
@@ -235,7 +234,7 @@ def test_plain_and_fast_forms_agree():
   def found(name):
     with ops.implementation(name):
       loss = lambda p, x: jnp.square(net.apply({'params': p}, x)).mean()
-      return quick_jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+      return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
   fast, plain = (jax.tree.leaves(found(name)) for name in ('fast', 'lax'))
   for a, b in zip(fast, plain, strict=True):
@@ -247,7 +246,7 @@ def test_halves_make_the_whole():
   net = ResnetGenerator(3, 8, 1, output='tanh')
   variables = t.random_variables(net, x)
 
-  @quick_jit
+  @jax.jit
   def both(v):
     features = net.apply(v, x, False, method='encode')
     y = net.apply(v, features, (10, 12), False, method='decode')
@@ -264,7 +263,7 @@ def test_dropout_only_in_training():
   net, none = (ResnetGenerator(2, 8, 1, dropout=d) for d in (0.5, 0.0))
   variables = t.random_variables(net, x)
 
-  @quick_jit
+  @jax.jit
   def run(v):
     seeds = [{'dropout': jax.random.key(i)} for i in (0, 0, 1)]
     train = [net.apply(v, x, True, rngs=seed) for seed in seeds]
@@ -291,7 +290,7 @@ def test_dropout_leaves_the_identity_of_a_block():
     found = found['intermediates']['encoder']
     return found['down1']['__call__'][0], found['block0']['__call__'][0]
 
-  before, after = quick_jit(block)(variables)
+  before, after = jax.jit(block)(variables)
   assert_allclose(after, before, atol=1e-2)
 
 

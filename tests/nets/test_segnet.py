@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.nets.segnet import SegNet
 
@@ -103,7 +102,7 @@ def test_in_use_as_torch():
   net = SegNet(3, width=4)
   x = images(2, 35, 26, 2)
   variables = t.random_variables(net, x)
-  logits, updated = quick_jit(
+  logits, updated = jax.jit(
     functools.partial(net.apply, mutable='batch_stats')
   )(variables, x)
   wanted = t.from_torch(by_torch(variables, x, False))
@@ -120,7 +119,7 @@ def test_training_as_torch():
   variables = t.random_variables(net, x)
   g = images(2, 35, 26, 3, seed=1)
 
-  @quick_jit
+  @jax.jit
   def run(variables, x, g):
     def apply(params):
       variables_ = variables | {'params': params}

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.nets import stylegan2
 from jaxseg.nets.stylegan2 import Generator, minibatch_stddev, mix_styles
@@ -31,14 +30,14 @@ def params():
   return jax.tree_util.tree_map_with_path(start, jax.eval_shape(init)['params'])
 
 
-@quick_jit
+@jax.jit
 def mapping(params, z):
   return G.apply({'params': params}, z, method='mapping')
 
 
 @pytest.fixture(scope='module')
 def synthesize():
-  return quick_jit(
+  return jax.jit(
     lambda params, w, noise: G.apply(
       {'params': params}, w, noise, method='synthesize'
     )
@@ -124,7 +123,7 @@ def test_call_is_mapping_then_synthesis(params, synthesize):
   noise = stylegan2.make_noise(jax.random.key(0), 2, 16)
   w = mapping(params, z)
   apart = synthesize(params, stylegan2.broadcast_w(w, 16), noise)
-  apply = quick_jit(lambda p, z, noise: G.apply({'params': p}, z, noise))
+  apply = jax.jit(lambda p, z, noise: G.apply({'params': p}, z, noise))
   together = apply(params, z, noise)
   for a, b in zip(together, apart, strict=True):
     assert_allclose(a, b, atol=1e-5)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.losses import tags
 from jaxseg.losses.tags import Pool
@@ -23,7 +22,7 @@ def classifier():
   """(module of 3 foreground classes, its variables, images)."""
   module = tag_classifier.build(NET, 4, Head(1, 6))
   images = jax.random.uniform(jax.random.key(1), SHAPE, minval=-1.0)
-  variables = quick_jit(module.init)(jax.random.key(0), images)
+  variables = jax.jit(module.init)(jax.random.key(0), images)
   bias = jnp.array([0.5, -1.0, 2.0])
   params = variables['params'] | {'cam_bias': bias}
   return module, {'params': params}, images
@@ -39,7 +38,7 @@ def found(classifier):
     features = module.apply(variables, seen, method='features')
     return module.apply(variables, images), features
 
-  return quick_jit(both)(variables, images)
+  return jax.jit(both)(variables, images)
 
 
 def test_the_logit_is_the_mean_of_the_map(classifier, found):
@@ -74,7 +73,7 @@ def test_the_map_is_that_of_grad_cam(classifier, found):
 def test_a_bias_is_no_part_of_the_map(classifier, found):
   (module, variables, images), (maps, _) = classifier, found
   params = variables['params'] | {'cam_bias': jnp.full(3, 7.0)}
-  other = quick_jit(module.apply)({'params': params}, images)
+  other = jax.jit(module.apply)({'params': params}, images)
   assert_array_equal(other.maps, maps.maps)
   assert_array_equal(other.bias, 7)
   for kind in tags.POOLS:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.nets.layers import Features
 from jaxseg.nets.unet import UNet
@@ -121,7 +120,7 @@ def test_as_torch(up, train):
   net = UNet(3, width=4, depth=2, up=up, norm='batch')
   x = images(2, 8, 12, 2)
   variables = t.random_variables(net, x)
-  apply = quick_jit(
+  apply = jax.jit(
     functools.partial(net.apply, train=train, mutable='batch_stats')
   )
   logits, updated = apply(variables, x)
@@ -142,7 +141,7 @@ def test_norms_that_training_leaves_alone(norm):
   x = images(2, 4, 4, 1)
   variables = t.random_variables(net, x)
   assert ('batch_stats' in variables) == (norm == 'frozen')
-  apply = quick_jit(
+  apply = jax.jit(
     functools.partial(net.apply, mutable='batch_stats'),
     static_argnames='train',
   )
@@ -159,9 +158,9 @@ def test_norms_that_training_leaves_alone(norm):
 def test_dropout_at_the_lowest_level_in_training_alone():
   net = UNet(2, width=8, depth=1, dropout=0.5)
   x = images(1, 16, 16, 1)
-  variables = quick_jit(net.init)(jax.random.key(0), x)
+  variables = jax.jit(net.init)(jax.random.key(0), x)
 
-  @functools.partial(quick_jit, static_argnums=1)
+  @functools.partial(jax.jit, static_argnums=1)
   def encode(key, train):
     rngs = {'dropout': key}
     return net.apply(variables, x, train, method='encode', rngs=rngs)
@@ -183,7 +182,7 @@ def test_halves_make_the_whole_and_bfloat16_returns_float32():
   variables = t.random_variables(net, x)
   assert {a.dtype for a in jax.tree.leaves(variables)} == {np.dtype('float32')}
 
-  @quick_jit
+  @jax.jit
   def both(v, x):
     features = net.apply(v, x, False, method='encode')
     assert isinstance(features, Features)
@@ -194,7 +193,7 @@ def test_halves_make_the_whole_and_bfloat16_returns_float32():
   halves, whole = both(variables, x)
   assert whole.dtype == halves.dtype == jnp.float32
   assert_array_equal(halves, whole)
-  exact = quick_jit(UNet(2, width=4, depth=2).apply)(variables, x)
+  exact = jax.jit(UNet(2, width=4, depth=2).apply)(variables, x)
   assert_allclose(whole, exact, atol=0.1)
   assert np.abs(whole - exact).max() > 1e-4
 

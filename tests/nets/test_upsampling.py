@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch_functions as t
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.nets import upsampling
@@ -211,7 +210,7 @@ def test_conv_transpose_as_torch(k, stride, padding, extra, implementation):
   g = normal(*t.from_torch(wanted).shape, seed=2)
   wanted.backward(t.to_torch(g))
 
-  @quick_jit
+  @jax.jit
   def run(x, w, g):
     y, pull = jax.vjp(
       lambda x, w: upsampling.conv_transpose(x, w, stride, padding, extra), x, w
@@ -267,7 +266,7 @@ def test_max_pooling_and_unpooling_as_torch(size):
     flat = upsampling.flat_indices(indices, size)
     return upsampling.max_unpool(pooled, indices, size), (pooled, flat)
 
-  @quick_jit
+  @jax.jit
   def all_of(x, g):
     y, pull, aux = jax.vjp(run, x, has_aux=True)
     return y, *aux, *pull(g)
@@ -328,7 +327,7 @@ def test_normal_initialisation_keeps_the_variance():
   x = normal(4, 16, 16, 64)
   for k in (2, 4):
     layer = upsampling.ConvTranspose(64, k, 2, 'normal')
-    y, _ = quick_jit(layer.init_with_output)(jax.random.key(0), x)
+    y, _ = jax.jit(layer.init_with_output)(jax.random.key(0), x)
     assert_allclose(y[:, 2:-2, 2:-2].std(), 1, atol=0.05)
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit
 
 from jaxseg.ops import bilateral
 
@@ -70,7 +69,7 @@ def test_sums_over_all_pairs(channels, chunk):
   """117 pixels, which 50 does not divide."""
   image, values = random_example(channels=channels)
   features = bilateral.features(image, 0.3, 60.0)
-  run = quick_jit(lambda f, v: bilateral.exact(f, v, chunk))
+  run = jax.jit(lambda f, v: bilateral.exact(f, v, chunk))
   np.testing.assert_allclose(
     run(features, values), matrix(features) @ values, rtol=1e-5, atol=1e-5
   )
@@ -94,9 +93,9 @@ def test_low_default_precision_changes_nothing():
       kernel = bilateral.prepare(image, 0.1, sigma_rgb)  # noqa: B023
       return bilateral.apply(kernel, values)
 
-    expected = quick_jit(run)(image, values)
+    expected = jax.jit(run)(image, values)
     with jax.default_matmul_precision('bfloat16'):
-      found = quick_jit(lambda *args: run(*args))(image, values)
+      found = jax.jit(lambda *args: run(*args))(image, values)
       text = str(jax.make_jaxpr(run)(image, values))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     assert text.count('dot_general') == text.count('Precision.HIGHEST, ') > 0
@@ -111,7 +110,7 @@ def test_gradient(sigma_rgb):
     kernel = bilateral.prepare(image, 0.3, sigma_rgb, 'exact')
     return (bilateral.apply(kernel, values) ** 2).sum()
 
-  to_image, to_values = quick_jit(jax.grad(loss, (0, 1)))(image, values)
+  to_image, to_values = jax.jit(jax.grad(loss, (0, 1)))(image, values)
   assert not np.asarray(to_image).any()
   a = matrix(bilateral.features(image, 0.3, sigma_rgb))
   step = 1e-5 * np.eye(values.size)[17].reshape(values.shape)
@@ -127,7 +126,7 @@ def test_batches(kind):
   pairs = [random_example(6, 7), random_example(6, 7)]
   pairs[1] = -pairs[0][0][::-1], pairs[1][1] ** 2
 
-  @quick_jit
+  @jax.jit
   @jax.vmap
   def run(image, values):
     kernel = bilateral.prepare(image, 0.3, 60.0, kind)
@@ -148,7 +147,7 @@ def test_memory_is_bounded():
   features = jax.ShapeDtypeStruct((96 * 96, 5), 'float32')
   values = jax.ShapeDtypeStruct((96 * 96, 4), 'float32')
   run = jax.value_and_grad(lambda v, f: (bilateral.exact(f, v) * v).sum())
-  program = quick_jit(run).lower(values, features).compile()
+  program = jax.jit(run).lower(values, features).compile()
   assert program.memory_analysis().temp_size_in_bytes < 64e6
 
 

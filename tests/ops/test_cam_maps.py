@@ -1,16 +1,16 @@
 """Class maps as labels: by hand, one pixel after the other, SciPy's median."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.ndimage
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.errors import UserError
 from jaxseg.ops import cam
 from jaxseg.ops.cam import Cues
 
-cues = quick_jit(cam.cues, static_argnums=3)
+cues = jax.jit(cam.cues, static_argnums=3)
 
 
 def test_segmentation_by_hand():

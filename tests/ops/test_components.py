@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-from quick import quick_jit
 from scipy import ndimage
 
 from jaxseg import parallel
@@ -77,7 +76,7 @@ def test_the_paths_are_long():
 @pytest.mark.parametrize('connectivity', [4, 8])
 def test_against_scipy(connectivity):
   mask = masks()
-  function = quick_jit(
+  function = jax.jit(
     components.largest_component, static_argnames='connectivity'
   )
   found = np.asarray(function(mask, connectivity=connectivity))
@@ -91,7 +90,7 @@ def test_against_scipy(connectivity):
 @pytest.mark.parametrize('connectivity', [4, 8])
 def test_labels_are_first_pixels(connectivity):
   mask = masks()
-  function = quick_jit(components.label, static_argnames='connectivity')
+  function = jax.jit(components.label, static_argnames='connectivity')
   found = np.asarray(function(mask, connectivity=connectivity))
   for m, labels in zip(mask, found, strict=True):
     reference, count = ndimage.label(m, STRUCTURE[connectivity])
@@ -108,7 +107,7 @@ def test_each_class_keeps_its_own():
   ids[0] = np.where(ids[0] == 2, 1, ids[0])
   ids[0, :4, :4] = 0
   ids[0, :2, :2] = 3
-  found = quick_jit(components.largest_components, static_argnums=1)(ids, 4)
+  found = jax.jit(components.largest_components, static_argnums=1)(ids, 4)
   expected = np.zeros_like(ids)
   for i in range(len(ids)):
     for k in (1, 2, 3):
@@ -122,7 +121,7 @@ def test_ties_go_to_the_first_pixel():
   mask[0, 2:, :2] = True
   mask[0, 1:3, 5:7] = True  # starts one row above, of the same size
   mask[1, 0, 6:] = mask[1, 3, 0] = mask[1, 3, 2:4] = True
-  found = np.asarray(quick_jit(components.largest_component)(mask))
+  found = np.asarray(jax.jit(components.largest_component)(mask))
   np.testing.assert_array_equal(found[0, :, :4], False)
   np.testing.assert_array_equal(found[0, :, 4:], mask[0, :, 4:])
   np.testing.assert_array_equal(np.argwhere(found[1]), [[0, 6], [0, 7]])
@@ -147,9 +146,9 @@ def test_devices_do_not_wait_for_one_another():
   mesh = parallel.make_mesh(8)
   with jax.set_mesh(mesh):
     sharded = jax.device_put(mask, parallel.over_data(mesh))
-    program = quick_jit(components.largest_component).lower(sharded).compile()
+    program = jax.jit(components.largest_component).lower(sharded).compile()
     found = np.asarray(program(sharded))
-    uneven = quick_jit(components.largest_component)(mask[:3])
+    uneven = jax.jit(components.largest_component)(mask[:3])
   assert 'all-reduce' not in program.as_text()
   for i, m in enumerate(mask):
     np.testing.assert_array_equal(found[i], expected_largest(m, 8))

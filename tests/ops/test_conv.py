@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg import ops
 from jaxseg.ops.conv import conv2d, conv2d_transpose
@@ -69,7 +68,7 @@ def assert_same_derivatives(fn, x, kernel):
   for name in ('fast', 'lax'):
     with ops.implementation(name):
       # A new function each time: the choice is read while tracing.
-      results.append(quick_jit(lambda *a: derivatives(fn, *a))(x, kernel))
+      results.append(jax.jit(lambda *a: derivatives(fn, *a))(x, kernel))
   for fast, plain in zip(*results, strict=True):
     assert fast.shape == plain.shape
     scale = max(1.0, float(np.abs(plain).max()))
@@ -191,7 +190,7 @@ def test_bfloat16(name, channels, dilation):
     return up(kernel), jax.grad(lambda k: up(k).sum())(kernel)
 
   with ops.implementation(name):
-    results = quick_jit(lambda *a: (run(*a), run(x, kernel)))(*low)
+    results = jax.jit(lambda *a: (run(*a), run(x, kernel)))(*low)
   for got, wanted in zip(*results, strict=True):
     assert got.dtype == jnp.bfloat16
     scale = np.abs(wanted).max()

@@ -4,13 +4,12 @@ import crf_by_pydensecrf as peer
 import jax
 import numpy as np
 import pytest
-from quick import quick_jit
 
 from jaxseg import parallel
 from jaxseg.errors import UserError
 from jaxseg.ops import dense_crf, permutohedral
 
-run = quick_jit(dense_crf.mean_field_and_shortage, static_argnums=2)
+run = jax.jit(dense_crf.mean_field_and_shortage, static_argnums=2)
 
 
 @pytest.fixture(scope='module')

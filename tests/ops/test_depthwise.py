@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from quick import quick_jit
 from test_conv import assert_same_derivatives
 
 from jaxseg import ops
@@ -49,7 +48,7 @@ def test_bfloat16():
   loss = lambda *a: depthwise_conv2d(*a).sum()
   run = lambda *a: (depthwise_conv2d(*a), *jax.grad(loss, (0, 1))(*a))
   with ops.implementation('fast'):
-    results = quick_jit(lambda *a: (run(*a), run(x, kernel)))(*low)
+    results = jax.jit(lambda *a: (run(*a), run(x, kernel)))(*low)
   for got, wanted in zip(*results, strict=True):
     assert got.dtype == jnp.bfloat16
     scale = np.abs(wanted).max()

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import lattice_by_hand
 import numpy as np
 import pytest
-from quick import quick_jit
 from test_bilateral import SIDE, worked_example
 
 from jaxseg.ops import bilateral, permutohedral
 
 
-@quick_jit
+@jax.jit
 def both(features, values):
   lattice = permutohedral.build(features)
   return permutohedral.filter(lattice, values), lattice
@@ -94,7 +93,7 @@ def test_gradient_is_the_filter():
   weights = jnp.square(values)
   found, lattice = both(features, weights)
   loss = lambda v: (permutohedral.filter(lattice, v) * weights).sum()
-  grad = quick_jit(jax.grad(loss))(values)
+  grad = jax.jit(jax.grad(loss))(values)
   np.testing.assert_allclose(grad, found, rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +101,7 @@ def test_shortage_is_told():
   features, values = points(5)
   needed = int(both(features, values)[1].vertices)
 
-  @quick_jit
+  @jax.jit
   def short(features, values):
     lattice = permutohedral.build(features, needed - 1)
     return permutohedral.filter(lattice, values), lattice

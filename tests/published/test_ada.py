@@ -12,7 +12,6 @@ import torch_functions
 import torch_stylegan2 as reference
 from entries import arrays_of, shapes_of, source_of
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg import pretrained
 from jaxseg.nets import stylegan2
@@ -100,7 +99,7 @@ def test_computes_what_pytorch_does(case, clamp):
   noise = arrays_of(found.extras.get('noise', {}))
   noise = [noise[str(i)] for i in range(len(noise))] or None
 
-  @quick_jit
+  @jax.jit
   def run(variables, z, noise):
     w = module.apply(variables, z, method='mapping')
     scale = jnp.linspace(0.5, 1.5, 2 * len(g.settings['widths']))
@@ -117,7 +116,7 @@ def test_computes_what_pytorch_does(case, clamp):
 
   d = found.networks['d_r']
   assert d.settings['conv_clamp'] == clamp
-  score = quick_jit(networks.module(d.arch, d.settings).apply)
+  score = jax.jit(networks.module(d.arch, d.settings).apply)
   found = score(arrays_of(d.variables), images)
   wanted = reference.discriminator(part(source, 'D/'), wanted, clamp)
   assert_allclose(found, wanted, atol=1e-4)

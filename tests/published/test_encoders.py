@@ -11,7 +11,6 @@ import pytest
 import torch_functions
 from entries import arrays_of, shapes_of, source_of, zeros_of
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 
 from jaxseg.published import encoders, networks
 from jaxseg.published import psp as published_psp
@@ -184,4 +183,4 @@ def random_image(n, side, channels):
 
 def run(network, image):
   module = networks.module(network.arch, network.settings)
-  return quick_jit(module.apply)(arrays_of(network.variables), image)
+  return jax.jit(module.apply)(arrays_of(network.variables), image)

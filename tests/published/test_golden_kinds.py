@@ -3,11 +3,11 @@
 The recordings are float64 runs; images there are NCHW.
 """
 
+import jax
 import numpy as np
 import pytest
 from golden_weights import nhwc
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg import pretrained
 from jaxseg.nets import stylegan2
@@ -32,7 +32,7 @@ def converted(shared, tmp_path_factory):
 def applied(loaded, name, *args, **kwargs):
   network = loaded.networks[name]
   module = networks.module(network.arch, network.settings)
-  run = quick_jit(
+  run = jax.jit(
     lambda variables, args: module.apply(variables, *args, **kwargs)
   )
   return run(network.variables, args)

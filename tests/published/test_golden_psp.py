@@ -1,10 +1,10 @@
 """A published pSp checkpoint with its recorded codes."""
 
+import jax
 import numpy as np
 import pytest
 from entries import arrays_of
 from numpy.testing import assert_allclose
-from quick import quick_jit
 
 from jaxseg.published import networks, psp
 from jaxseg.published.read import open_source
@@ -32,7 +32,7 @@ def test_codes(source, recorded):
   }
   encoder = networks.module(network.arch, network.settings)
   image = wanted['x'].transpose(0, 2, 3, 1).astype(np.float32)
-  codes = quick_jit(encoder.apply)(arrays_of(network.variables), image)
+  codes = jax.jit(encoder.apply)(arrays_of(network.variables), image)
   close = dict(rtol=0, atol=1e-4)
   assert_allclose(codes, wanted['codes'], **close)
   w_avg = source.entry('latent_avg', (10, 32)).read()

@@ -17,7 +17,6 @@ import torch_functions
 import torch_stylegan2 as reference
 from entries import arrays_of
 from numpy.testing import assert_allclose, assert_array_equal
-from quick import quick_jit
 from torch_by_hand import Namespace
 
 from jaxseg import pretrained
@@ -50,7 +49,7 @@ def test_images_labels_and_scores_are_pytorchs(tmp_path):
   rng = np.random.default_rng(5)
   z = rng.normal(size=(4, W_DIM)).astype(np.float32)
 
-  @quick_jit
+  @jax.jit
   def run(variables, d_variables, z, noise):
     w = module.apply(variables, z, method='mapping')
     w_plus = w[:, None] * jnp.linspace(0.5, 1.5, 6)[:, None]

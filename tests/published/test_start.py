@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import toy_weights
 from numpy.testing import assert_array_equal
-from quick import quick_jit
 
 from jaxseg import config as jaxseg_config
 from jaxseg import train
@@ -27,7 +26,7 @@ SHAPE = dict(num_classes=K, resolution=SIZE, channels=1)
 @pytest.fixture(scope='module')
 def gan_state():
   method = semantic_gan.make(**SHAPE, **GAN)
-  return quick_jit(method.init)(jax.random.key(0))
+  return jax.jit(method.init)(jax.random.key(0))
 
 
 def pretrained(*names, num_classes=K, **more):
@@ -124,7 +123,7 @@ def encoder_state(gan_state):
     **SHAPE, gan=GAN, width=8, depths=(1, 1, 1, 1), features=8,
     perceptual_kind='discriminator',
   )  # fmt: skip
-  return quick_jit(method.init)(jax.random.key(1), gan_state)
+  return jax.jit(method.init)(jax.random.key(1), gan_state)
 
 
 def test_an_encoder_goes_on_or_begins_on_a_generator(gan_state):
