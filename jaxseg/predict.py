@@ -169,6 +169,8 @@ class _Table:
     }
     if system.crf:
       identity['crf'] = system.crf._asdict()
+    if system.refined:
+      identity['refine'] = _refine_settings(trained.config, system.stage)
     path, made_by = output / 'predictions.csv', output / 'predicted_by.json'
     self._table = predict_table.Table(path, made_by, fields, identity)
     self.save, self.save_at_times = self._table.save, self._table.save_at_times
@@ -191,6 +193,14 @@ class _Table:
     trust = f'{np.mean(answer.trusts):.6g}' if answer.trusts else ''
     values = [answer.file, mask_name, trust, f'{answer.seconds:.4g}']
     self._table.add(values + [f'{f:.6f}' for f in fractions])
+
+
+def _refine_settings(config, stage):
+  """Those of test-time optimisation, which may change after the training."""
+  if stage not in config:
+    return {}
+  args = json.loads(config[stage].args.to_json_best_effort())
+  return {k: v for k, v in args.items() if k.startswith('refine_')}
 
 
 def _tell_of_loose_slices(folder, files):

@@ -26,8 +26,8 @@ from jaxseg.method import Method, TrainState
 from jaxseg.methods import METHODS
 from jaxseg.published import start
 
-# Fields that may differ when a run is continued: they change neither the
-# model nor what a step computes.
+# Fields that may differ when a run is continued, and those below them: they
+# change neither the model nor what a step computes.
 FREE_FIELDS = (
   'eval.', 'mesh.', 'compilation_cache', 'hang_timeout', 'data.cache',
   'data.workers',
@@ -36,6 +36,7 @@ FREE_FIELDS = (
 FREE_STAGE_FIELDS = (
   'total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
   'keep_best', 'picture_every', 'steps_per_dispatch', 'label',
+  'args.refine_steps', 'args.refine_noise', 'args.refine_regularizer',
 )  # fmt: skip
 
 
@@ -325,4 +326,4 @@ def _is_free(name: str, config: ConfigDict) -> bool:
     # Some methods' learning rates and ramp-ups end with the last step.
     make = METHODS[config[stage].method].make
     return 'total_steps' not in inspect.signature(make).parameters
-  return field in FREE_STAGE_FIELDS
+  return any(f'{field}.'.startswith(f'{free}.') for free in FREE_STAGE_FIELDS)

@@ -13,6 +13,7 @@ from absl import flags
 from PIL import Image
 from thresholding import SIDE, make_trained
 
+import jaxseg.config
 from jaxseg import inference, predict, predict_files
 from jaxseg.errors import UserError
 
@@ -75,6 +76,19 @@ def _save_kinds(folder):
   exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to see it
   turned = Image.fromarray(rgb).rotate(90, expand=True)
   turned.save(folder / 'exif.jpg', exif=exif, quality=95)
+
+
+def test_other_settings_of_test_time_optimisation_count_anew(folders, capsys):
+  source, output = folders
+  Image.fromarray(_image()).save(source / 'a.png')
+  trained = make_trained(refined_at=0.5)
+  stage = jaxseg.config.stage('semantic_gan_encoder', init_from='gan')
+  config = jaxseg.config.add_stages(trained.config, seg=stage)
+  trained = trained._replace(config=config)
+  for steps, done in ((5, False), (5, True), (6, False)):
+    config.seg.args.refine_steps = steps
+    predict.predict_folder(trained, source, output)
+    assert ('1 of 1 files are done' in capsys.readouterr().out) == done
 
 
 @pytest.mark.parametrize('channels', [1, 3])

@@ -354,6 +354,22 @@ def test_workdir_of_another_config_is_refused(folder, straight):
     run(c, straight)
 
 
+def test_test_time_optimisation_may_change_after_training(
+  folder, straight, tmp_path
+):
+  workdir = shutil.copytree(straight, tmp_path / 'copy')
+  c = tiny_config.get_config(str(folder))
+  c.encoder.args.refine_steps = 1
+  c.encoder.args.refine_regularizer.crf = 0.5
+  run(c, workdir, evaluate_after=False)
+  args = workdirs.load_config(workdir).encoder.args
+  assert (args.refine_steps, args.refine_regularizer.crf) == (1, 0.5)
+  assert_same_run(straight, workdir)
+  c.encoder.args.refine_lambda_l2 = 0.5  # label_branch trains with it
+  with pytest.raises(UserError, match='refine_lambda_l2 was'):
+    run(c, workdir)
+
+
 @pytest.mark.parametrize(
   ('path', 'value', 'message'),
   [
