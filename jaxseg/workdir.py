@@ -36,6 +36,7 @@ FREE_FIELDS = (
 FREE_STAGE_FIELDS = (
   'total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints',
   'keep_best', 'picture_every', 'steps_per_dispatch', 'label',
+  # Not refine_lr and the lambdas: label_branch finds its codes with them.
   'args.refine_steps', 'args.refine_noise', 'args.refine_regularizer',
 )  # fmt: skip
 

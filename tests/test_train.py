@@ -365,7 +365,7 @@ def test_test_time_optimisation_may_change_after_training(
   args = workdirs.load_config(workdir).encoder.args
   assert (args.refine_steps, args.refine_regularizer.crf) == (1, 0.5)
   assert_same_run(straight, workdir)
-  c.encoder.args.refine_lambda_l2 = 0.5  # label_branch trains with it
+  c.encoder.args.refine_lambda_l2 = 0.5
   with pytest.raises(UserError, match='refine_lambda_l2 was'):
     run(c, workdir)
 
