@@ -16,14 +16,15 @@ import pytest
 from jaxseg import _xla_flags  # sets its own flag before JAX starts
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# A test runs a program a few times: most of its time is compilation.
-QUICK = {
+# A test runs a program a few times: most of its time is compilation, and least
+# of it without LLVM's passes and without an emitter for each fusion.
+FLAGS = {
   '--xla_force_host_platform_device_count': '8',
   '--xla_backend_optimization_level': '0',
 }
 if metadata.version('jaxlib') in _xla_flags.KNOWN_JAXLIB:
-  QUICK['--xla_cpu_use_fusion_emitters'] = 'false'
-for flag, value in QUICK.items():
+  FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'
+for flag, value in FLAGS.items():
   flags = os.environ.get('XLA_FLAGS', '')
   if flag not in flags:
     os.environ['XLA_FLAGS'] = f'{flags} {flag}={value}'.strip()
